@@ -1,0 +1,77 @@
+"""The command `qbuild`: finds the verb, parses, calls it, prints errors.
+
+One file per verb in this folder, each with `HELP`, `configure(parser)` and `run(args) -> int`.
+Only the verb that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import buildsys
+from buildsys.errors import QbuildError, UsageError, is_for_people
+
+INTERRUPTED = 130
+VERBS = {
+    "all": "build every artifact of the recipe that is stale",
+    "build": "build the named artifacts and what they need",
+    "clean": "remove artifacts",
+    "status": "what is fresh, stale, skipped or orphaned",
+    "why": "why an artifact would be built again",
+    "graph": "what depends on what",
+    "check": "read the recipe and say what is wrong with it",
+    "inspect": "what is inside a checkpoint, a rotation, a .mllm",
+    "schema": "the JSON Schema of recipes, for editors",
+}
+
+
+def make_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of `verb` only: the other verbs are not imported."""
+    parser = argparse.ArgumentParser(prog="qbuild", description=buildsys.__doc__)
+    parser.add_argument("--version", action="version", version=f"qbuild {buildsys.__version__}")
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    for name, summary in VERBS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if name == verb:
+            importlib.import_module(f"buildsys.cli.{name}").configure(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 usage, 3 missing, 130)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if word in VERBS), None)
+    args = make_parser(verb).parse_args(words)
+    try:
+        code: int = importlib.import_module(f"buildsys.cli.{args.verb}").run(args)
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) went away: not an error, but Python would print one at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the edge: people's mistakes are printed, bugs keep their traceback
+        if not is_for_people(error):
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code if isinstance(error, QbuildError) else QbuildError.exit_code
+    return code
+
+
+def read_defines(words: Sequence[str]) -> dict[str, str]:
+    """`-D name=value` words -> names and values.
+
+    Raises UsageError for a word without "=".
+    """
+    defines = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UsageError(f"-D {word}: expected -D NAME=VALUE")
+        defines[name] = value
+    return defines

@@ -1,0 +1,1 @@
+"""What is stale, in what order, where it runs."""

@@ -1,0 +1,1 @@
+"""Recipe to Plan: the graph of artifacts. Pure: touches no file."""

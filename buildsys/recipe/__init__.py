@@ -1,0 +1,1 @@
+"""YAML text to a Recipe: located errors, variables, extends, matrix, schema."""
