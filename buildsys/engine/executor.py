@@ -92,8 +92,8 @@ class Executor(Protocol):
     def submit(self, order: Order) -> None:
         """Start `order` as soon as possible; its `Ended` event comes from `poll`."""
 
-    def cancel(self, id: str) -> None:
-        """Kill the step's process tree; its `Ended` event still comes."""
+    def cancel(self, name: str) -> None:
+        """Kill the process tree of the order with this id; its `Ended` event still comes."""
 
     def poll(self, timeout: float) -> list[Event]:
         """Events since the last call; waits up to `timeout` seconds for the first one."""

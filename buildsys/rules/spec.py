@@ -61,7 +61,8 @@ class Rule:
 
     inputs, outputs: by name; the main output is the artifact itself.
     options: option name -> JSON Schema (with "default" and "description"); an option without
-        a default is required. `open_options` allows further ones.
+        a default is required. `open_options` and `open_inputs` allow further ones, of any
+        name (rule `command` takes any inputs; rule `script` any variables).
     distributions: Python distributions whose versions are part of the action key.
     worker: "python" forks the warm worker that has torch imported; "light" one that has not.
     threads: fixed, because sums of floats depend on it.
@@ -80,6 +81,7 @@ class Rule:
     threads: int = 1
     folder: bool = False
     open_options: bool = False
+    open_inputs: bool = False
     templates: tuple[str, ...] = ()
     float_sums: bool = False
     check: Callable[[Step, Plan], Iterable[Problem]] | None = None
