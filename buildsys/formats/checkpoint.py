@@ -94,7 +94,9 @@ def check_finite(
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     nans = infinities = 0
-    for part in tensor.reshape(-1).split(2**22):
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), 2**22):
+        part = flat[start : start + 2**22]
         if not bool(torch.isfinite(part).all()):
             nans += int(torch.isnan(part).sum())
             infinities += int(torch.isinf(part).sum())

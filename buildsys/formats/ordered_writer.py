@@ -89,9 +89,11 @@ class OrderedWriter(ABC):
             self._due += 1
             self._done = 0
 
+    @abstractmethod
     def _begin(self, index: int) -> None:
-        """Before the first byte of a payload."""
+        """Before the first byte of payload number `index`."""
 
+    @abstractmethod
     def _end(self) -> None:
         """After the last byte of a payload."""
 
@@ -114,6 +116,12 @@ class HeaderAndPayloads(OrderedWriter):
         super().__init__(path, entries)
         self._stream = open_for_writing(self.path)
         self._stream.write(header)
+
+    def _begin(self, index: int) -> None:
+        """Nothing stands between payloads."""
+
+    def _end(self) -> None:
+        """Nothing stands between payloads."""
 
     def _put(self, data: memoryview) -> None:
         self._stream.write(data)

@@ -98,7 +98,7 @@ class TensorWriter(Protocol):
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The elements of a tensor as little-endian bytes in C order; a view where it can be one."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def entries_of(source: TensorSource, names: Sequence[str] | None = None) -> list[TensorEntry]:

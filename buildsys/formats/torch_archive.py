@@ -45,7 +45,7 @@ _STORAGES = {
 }
 
 # What may stand in the tree around the tensors.
-Tree: TypeAlias = "TensorEntry | str | int | float | bool | None | list[Tree] | dict[str, Tree]"
+Tree: TypeAlias = "TensorEntry | str | int | float | bool | list[Tree] | dict[str, Tree] | None"
 
 
 class TorchArchiveWriter(OrderedWriter):
@@ -162,11 +162,12 @@ class _Tensor:
         stride = entry.stride if entry.stride is not None else _c_stride(entry.shape)
         # Fresh tuples: pickle writes one object twice as a reference, and bytes must not
         # depend on which objects the caller shares.
-        sizes, strides = tuple(list(entry.shape)), tuple(list(stride))
+        sizes, strides = (*entry.shape,), (*stride,)
         hooks: OrderedDict[str, object] = OrderedDict()
         if entry.dtype in _STORAGES:
             return _rebuild_tensor_v2, (self.storage, 0, sizes, strides, False, hooks)
-        rebuilt = (self.storage, 0, sizes, strides, False, hooks, entry.dtype, {})
+        extra: dict[str, object] = {}
+        rebuilt = (self.storage, 0, sizes, strides, False, hooks, entry.dtype, extra)
         return _rebuild_tensor_v3, rebuilt
 
 
