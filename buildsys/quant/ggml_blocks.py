@@ -1,0 +1,95 @@
+"""ggml's block types: sizes, and quantize / dequantize by name. Bytes are ggml's, exactly.
+
+"Exactly" means ggml's scalar reference compiled without FMA contraction, which is what every
+PyPI wheel carries; a contracted build differs in about 5 % of Q4_K blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from buildsys.quant import legacy_blocks, q4_k, q6_k
+from buildsys.quant.errors import QuantError
+from buildsys.quant.rounding import F32
+
+Bytes = npt.NDArray[np.uint8]
+
+# Weights quantized at a time: the float32 temporaries stay in the second-level cache.
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """`weights` consecutive weights of a row are stored in `size` bytes."""
+
+    name: str
+    weights: int
+    size: int
+    quantize: Callable[[F32], Bytes]
+    dequantize: Callable[[Bytes], F32]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight with scales, such as 4.5."""
+        return 8 * self.size / self.weights
+
+
+BLOCKS: Mapping[str, BlockType] = MappingProxyType(
+    {
+        block.name: block
+        for block in (
+            BlockType("Q4_0", 32, 18, legacy_blocks.quantize_q4_0, legacy_blocks.dequantize_q4_0),
+            BlockType("Q8_0", 32, 34, legacy_blocks.quantize_q8_0, legacy_blocks.dequantize_q8_0),
+            BlockType("Q4_K", 256, q4_k.BLOCK_BYTES, q4_k.quantize_q4_k, q4_k.dequantize_q4_k),
+            BlockType("Q6_K", 256, q6_k.BLOCK_BYTES, q6_k.quantize_q6_k, q6_k.dequantize_q6_k),
+        )
+    }
+)
+
+
+def block_type(name: str) -> BlockType:
+    """The block type of that name, or a QuantError with the names there are."""
+    if name not in BLOCKS:
+        raise QuantError(f"type: {name!r} is unknown here; use one of {', '.join(BLOCKS)}")
+    return BLOCKS[name]
+
+
+def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes:
+    """Quantize x [..., in_features], float32, to blocks [x.size / weights, bytes] in row order.
+
+    Raises QuantError, naming `name`, where in_features does not divide into blocks or a value
+    is not finite.
+    """
+    block = block_type(type_name)
+    values = np.asarray(x, dtype=np.float32)
+    width = values.shape[-1] if values.ndim else 1
+    if width % block.weights:
+        raise QuantError(
+            f"{name}: rows of {width} weights do not divide into {type_name} blocks of "
+            f"{block.weights}; name a fallback type such as Q8_0 or keep it in float"
+        )
+    rows = values.reshape(-1, block.weights)
+    blocks = np.empty((len(rows), block.size), dtype=np.uint8)
+    step = CHUNK // block.weights
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        if not np.isfinite(part).all():
+            raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
+        blocks[first : first + step] = block.quantize(part)
+    return blocks
+
+
+def dequantize(blocks: npt.ArrayLike, type_name: str) -> F32:
+    """The float32 weights [number of blocks * weights] that blocks [..., bytes] stand for."""
+    block = block_type(type_name)
+    raw = np.asarray(blocks, dtype=np.uint8).reshape(-1, block.size)
+    values = np.empty((len(raw), block.weights), dtype=np.float32)
+    step = CHUNK // block.weights
+    for first in range(0, len(raw), step):
+        values[first : first + step] = block.dequantize(raw[first : first + step])
+    return values.reshape(-1)
