@@ -1,0 +1,141 @@
+"""Opens a model folder and says what is wrong with it before hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from buildsys.formats.checkpoint import check_finite, open_checkpoint
+from buildsys.formats.tensors import RenamedSource, TensorSource
+from buildsys.models import qwen2, qwen2_vl
+from buildsys.models.config import ModelConfig, read_model_config
+from buildsys.models.errors import ModelError
+from buildsys.models.family import Family
+from buildsys.models.key_layout import to_classic
+
+FAMILIES: Mapping[str, Callable[[ModelConfig], Family]] = {
+    "qwen2": qwen2.describe,
+    "qwen2_vl": qwen2_vl.describe,
+}
+FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint with its description. `tensors` has classic names and only the family's
+    own tensors, in their stored dtype; a tied head is not among them."""
+
+    folder: Path
+    config: ModelConfig
+    family: Family
+    tensors: TensorSource
+
+
+def open_model(folder: str | PathLike[str]) -> Model:
+    """The model in `folder`: config.json and safetensors or torch weights, sharded or not.
+
+    Headers only are read; values are checked for NaN and infinity as they are read.
+    Raises ModelError for an unsupported model_type, a missing tensor, a wrong shape or dtype,
+    and FormatError for a damaged file; both name the tensor or the field.
+    """
+    place = Path(folder)
+    config = read_model_config(place)
+    family = describe(config)
+    return Model(place, config, family, family_tensors(open_checkpoint(place), family))
+
+
+def describe(config: ModelConfig) -> Family:
+    """The family of a config. Raises ModelError naming the supported model types."""
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"{config.model_type!r} is not supported",
+            file=config.file,
+            field="model_type",
+            remedy=f"Supported: {', '.join(FAMILIES)}.",
+        )
+    return FAMILIES[config.model_type](config)
+
+
+def family_tensors(source: TensorSource, family: Family) -> TensorSource:
+    """The family's tensors in `source`, classic names in state-dict order, checked.
+
+    What the family does not know (old rotary buffers) is left out. Raises ModelError for a
+    tensor that is missing, or of the wrong shape or dtype.
+    """
+    stored = {to_classic(name): name for name in source.names()}
+    wanted = dict(family.shapes)
+    head = family.head.weight_name
+    if family.tied:
+        # A tied head that is stored as well is a copy of the embedding, and never read.
+        del wanted[head]
+    for name, shape in wanted.items():
+        _check_tensor(source, name, stored, shape)
+    return CheckedTensors(RenamedSource(source, {name: stored[name] for name in wanted}))
+
+
+def _check_tensor(
+    source: TensorSource, name: str, stored: Mapping[str, str], shape: tuple[int, ...]
+) -> None:
+    if name not in stored:
+        raise ModelError(
+            f"is missing (config.json promises it with shape {list(shape)})",
+            file=source.path,
+            tensor=name,
+            remedy="The download may be incomplete, or config.json belongs to another model.",
+        )
+    found = source.shape(stored[name])
+    if found != shape:
+        raise ModelError(
+            f"has shape {list(found)}, config.json promises {list(shape)}",
+            file=source.path,
+            tensor=name,
+            remedy="Weights and config.json must be of one model.",
+        )
+    if source.dtype(stored[name]) not in FLOATS:
+        raise ModelError(
+            f"has type {source.stored_type(stored[name])}; a model needs F32, F16 or BF16",
+            file=source.path,
+            tensor=name,
+            remedy="Quantized checkpoints must be dequantized first.",
+        )
+
+
+class CheckedTensors:
+    """A source whose floating-point values are checked as they are read: no NaN, no infinity."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self.path = source.path
+        self.metadata = source.metadata
+        self._source = source
+
+    def names(self) -> Sequence[str]:
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._source.dtype(name)
+
+    def stored_type(self, name: str) -> str:
+        return self._source.stored_type(name)
+
+    def nbytes(self, name: str) -> int:
+        return self._source.nbytes(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._checked(name, self._source.read(name))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._checked(name, self._source.rows(name, start, stop))
+
+    def release(self, name: str) -> None:
+        self._source.release(name)
+
+    def _checked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        check_finite(name, tensor, file=self.path)
+        return tensor

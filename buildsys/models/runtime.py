@@ -1,0 +1,138 @@
+"""Runs a model: transformers' own module, filled from any source of tensors in classic names.
+
+Traps of transformers 5 that are closed here: `forward` of Qwen2-VL needs mm_token_type_ids and
+keeps `rope_deltas` between calls, so every call gets explicit position ids; rotary buffers do
+not survive the meta device, so they are computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from buildsys.models.errors import ModelError
+from buildsys.models.key_layout import to_classic
+from buildsys.models.open import Model
+
+if TYPE_CHECKING:
+    from buildsys.formats.tensors import TensorSource
+    from buildsys.models.samples import Sample
+
+
+def load_module(
+    model: Model, tensors: TensorSource | None = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """transformers' module for this model with the weights of `tensors`, in `dtype`, eval mode.
+
+    tensors: classic names (default: the model's own; without a lm_head the embedding is tied).
+    A LayerNorm whose bias is missing there becomes an RMSNorm (mllm's vision tower).
+    Peak memory: the module plus one tensor. Raises ModelError for a missing tensor.
+    """
+    source = model.tensors if tensors is None else tensors
+    module = _empty_module(model)
+    present = set(source.names())
+    _replace_layer_norms(module, present)
+    _restore_rotary_buffers(module)
+    head, embedding = model.family.head.weight_name, model.family.embedding.weight_name
+    for owner, attribute, name in _parameters(module):
+        stored = embedding if name == head and head not in present else name
+        if stored not in present:
+            raise ModelError("is missing", file=source.path, tensor=stored)
+        # A copy: the source's tensor may lie over a mapped file that is released below.
+        weights = source.read(stored).to(dtype, copy=True)
+        setattr(owner, attribute, nn.Parameter(weights, requires_grad=False))
+        source.release(stored)
+    return module.eval()
+
+
+def model_inputs(module: nn.Module, sample: Sample) -> dict[str, Tensor | bool]:
+    """Keyword arguments of `module.forward` for one sample: batch 1, no cache, own positions.
+
+    For multimodal modules position_ids [3, 1, n] follow the sample's real image grid.
+    """
+    inputs: dict[str, Tensor | bool] = {"input_ids": sample.input_ids, "use_cache": False}
+    if sample.pixel_values is not None and sample.image_grid_thw is not None:
+        inputs |= {"pixel_values": sample.pixel_values, "image_grid_thw": sample.image_grid_thw}
+    inputs["position_ids"] = position_ids(module, sample)
+    return inputs
+
+
+def position_ids(module: nn.Module, sample: Sample) -> Tensor:
+    """[1, n] for text models, [3, 1, n] (time, height, width) for Qwen2-VL."""
+    count = sample.input_ids.shape[1]
+    if not _is_multimodal(module):
+        return torch.arange(count)[None]
+    if sample.image_grid_thw is None:
+        return torch.arange(count).expand(3, 1, count)
+    backbone: Any = module.model
+    kinds = (sample.input_ids == backbone.config.image_token_id).to(torch.int32)
+    positions, _ = backbone.get_rope_index(
+        sample.input_ids, mm_token_type_ids=kinds, image_grid_thw=sample.image_grid_thw
+    )
+    found: Tensor = positions
+    return found
+
+
+@torch.inference_mode()
+def logits(module: nn.Module, sample: Sample) -> Tensor:
+    """The logits [n, vocab] of one sample, in the module's dtype."""
+    found: Tensor = module(**model_inputs(module, sample)).logits[0]
+    return found
+
+
+@torch.inference_mode()
+def hidden_states(module: nn.Module, sample: Sample) -> Tensor:
+    """The head's input [n, hidden] of one sample: the backbone alone is run."""
+    backbone: Any = module.model
+    found: Tensor = backbone(**model_inputs(module, sample)).last_hidden_state[0]
+    return found
+
+
+def _is_multimodal(module: nn.Module) -> bool:
+    return hasattr(module.model, "visual")
+
+
+def _empty_module(model: Model) -> nn.Module:
+    """The module with its parameters on the meta device, and the head apart."""
+    import transformers
+
+    kinds = {
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration),
+    }
+    config_class, module_class = kinds[model.config.model_type]
+    config = config_class.from_dict(dict(model.config.raw))
+    config.tie_word_embeddings = False
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        module: nn.Module = module_class(config)
+    return module
+
+
+def _replace_layer_norms(module: nn.Module, present: set[str]) -> None:
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.LayerNorm) and f"{to_classic(name)}.bias" not in present:
+            with torch.device("meta"):
+                norm = nn.RMSNorm(child.normalized_shape, eps=child.eps)
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, norm)
+
+
+def _restore_rotary_buffers(module: nn.Module) -> None:
+    """Their values are computed by the constructor, which ran on the meta device."""
+    for name, child in list(module.named_modules()):
+        if hasattr(child, "inv_freq"):
+            parent, _, attribute = name.rpartition(".")
+            rotary: Any = type(child)
+            setattr(module.get_submodule(parent), attribute, rotary(child.config))
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """(owner, attribute, classic name) of every parameter."""
+    for prefix, owner in list(module.named_modules()):
+        for attribute, _ in list(owner.named_parameters(recurse=False)):
+            full = f"{prefix}.{attribute}" if prefix else attribute
+            yield owner, attribute, to_classic(full)
