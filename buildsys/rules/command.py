@@ -54,6 +54,7 @@ RULE = Rule(
         },
     },
     open_inputs=True,
+    rendered=("argv", "env"),
     check=check,
 )
 

@@ -68,6 +68,8 @@ class Rule:
     threads: fixed, because sums of floats depend on it.
     check: looks at the step in its plan before anything runs; touches no file.
     templates: option names that hold a template's file name; its bytes are part of the key.
+    rendered: option names in which the rule fills in `${in.NAME}`, `${out}` and the like when
+        the step runs; the recipe leaves those, and `$${`, alone there.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Rule:
     open_options: bool = False
     open_inputs: bool = False
     templates: tuple[str, ...] = ()
+    rendered: tuple[str, ...] = ()
     float_sums: bool = False
     check: Callable[[Step, Plan], Iterable[Problem]] | None = None
 

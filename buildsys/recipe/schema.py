@@ -1,0 +1,348 @@
+"""The JSON Schema of recipes: what `qbuild schema` prints and what the loader checks with.
+
+Each rule contributes the schema of its options, inputs and outputs. In a recipe a text with
+`${...}` may stand for any value; after substitution the same definitions hold without it
+(`expressions=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from buildsys.recipe.quantities import BYTES_PATTERN, SECONDS_PATTERN
+from buildsys.recipe.substitution import FUNCTIONS
+from buildsys.recipe.variables import TYPES
+
+if TYPE_CHECKING:
+    from buildsys.plan.graph import Json
+    from buildsys.rules.spec import Rule
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+EXPRESSION = {"type": "string", "pattern": r"\$\{", "description": "a text with ${...} in it"}
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+STRING: Json = {"type": "string"}
+BOOLEAN: Json = {"type": "boolean"}
+COUNT: Json = {"type": "integer", "minimum": 1}
+# What a schema may contain schemas in.
+INSIDE_MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
+INSIDE_NAMED = ("properties", "patternProperties")
+INSIDE_ONE = ("items", "additionalProperties")
+
+
+def described(schema: Json, doc: str) -> Json:
+    return {**schema, "description": doc}
+
+
+def table_of(properties: Mapping[str, Json], required: Iterable[str] = ()) -> Json:
+    """A mapping with exactly these keys."""
+    schema: Json = {
+        "type": "object",
+        "properties": dict(properties),
+        "additionalProperties": False,
+    }
+    names = list(required)
+    return {**schema, "required": names} if names else schema
+
+
+def any_names(values: Json) -> Json:
+    """A mapping from any names to values of one kind."""
+    return {"type": "object", "additionalProperties": values}
+
+
+def one_or_many(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "array", "items": schema}]}
+
+
+def with_expressions(schema: Json) -> Json:
+    """`schema`, and wherever it asks for a value that is no plain text, `${...}` as well.
+
+    The branch that was asked for comes first: messages are about that one.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    inner: dict[str, Json] = dict(schema)
+    for word in INSIDE_MANY:
+        if word in inner:
+            inner[word] = [with_expressions(each) for each in inner[word]]
+    for word in INSIDE_NAMED:
+        if word in inner:
+            inner[word] = {name: with_expressions(each) for name, each in inner[word].items()}
+    for word in INSIDE_ONE:
+        if word in inner:
+            inner[word] = with_expressions(inner[word])
+    if takes_any_text(inner):
+        return inner
+    outer = {key: inner.pop(key) for key in ("description", "default") if key in inner}
+    return {**outer, "anyOf": [inner, EXPRESSION]}
+
+
+def takes_any_text(schema: Mapping[str, Json]) -> bool:
+    kinds = schema.get("type", "string")
+    limits = schema.keys() - {"type", "description", "default", "title"}
+    return not limits and "string" in ([kinds] if isinstance(kinds, str) else kinds)
+
+
+def source_schemas() -> dict[str, Json]:
+    """Source kind -> its keys."""
+    path = described(STRING, "relative to the recipe file")
+    every: dict[str, Json] = {
+        "when": described({}, "leave this source out where the value is false, null, 0 or empty"),
+        "doc": STRING,
+    }
+    fetched: dict[str, Json] = {
+        "url": described(STRING, "fetch it from here (not yet supported)"),
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    }
+    maybe_text: Json = {"type": ["string", "null"]}
+    seed: Json = {"type": "integer"}
+    size: Json = {"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2}
+    return {
+        "model": {
+            "model": described(STRING, "a folder, a model that qbuild ships, or a hub id"),
+            "revision": described(maybe_text, "a hub revision (a commit, to be exact)"),
+            **every,
+        },
+        "text": {
+            "text": described(path, "a text file, or lines of JSON (.jsonl, .jsonl.zst)"),
+            "field": described(maybe_text, "the field of a JSON line that holds the text"),
+            "samples": described(COUNT, "how many windows of text"),
+            "tokens": described(COUNT, "tokens per window"),
+            "seed": described(seed, "choose the windows at random, with this seed"),
+            **fetched,
+            **every,
+        },
+        "images": {
+            "images": described(path, "a folder of images"),
+            "prompts": described(maybe_text, "a file with the prompt of each image"),
+            "answers": described(maybe_text, "a file with the answer to each prompt"),
+            "samples": described(COUNT, "how many images"),
+            "size": described(size, "height and width in pixels"),
+            "seed": described(seed, "choose the images at random, with this seed"),
+            **fetched,
+            **every,
+        },
+        "file": {
+            "file": described(path, "a file; inside `package`, where that is given"),
+            "package": described(STRING, "the installed Python package that the file is in"),
+            **fetched,
+            **every,
+        },
+        "folder": {"folder": path, **fetched, **every},
+    }
+
+
+def source_schema(*, expressions: bool) -> Json:
+    """Any source: what it is, is the key that all others of its kind hang on."""
+    kinds = source_schemas()
+    if expressions:
+        kinds = {
+            kind: {name: with_expressions(value) for name, value in keys.items()}
+            for kind, keys in kinds.items()
+        }
+    branches: list[Json] = [
+        {"if": {"required": [kind]}, "then": table_of(keys)} for kind, keys in kinds.items()
+    ]
+    named: list[Json] = [{"required": [kind]} for kind in kinds]
+    return {"type": "object", "allOf": branches, "oneOf": named}
+
+
+def reference_schema() -> Json:
+    one: Json = {
+        "anyOf": [
+            described(STRING, "a source, an output path, or a glob over output paths"),
+            table_of({"from": one_or_many(STRING), "optional": BOOLEAN}, ["from"]),
+        ]
+    }
+    return one_or_many(one)
+
+
+def artifact_keys() -> dict[str, Json]:
+    """The keys that every artifact may have, whatever its rule."""
+    memory: Json = {"anyOf": [{"type": "string", "pattern": BYTES_PATTERN}, COUNT]}
+    limit: Json = {
+        "anyOf": [
+            {"type": "string", "pattern": SECONDS_PATTERN},
+            {"type": "number", "exclusiveMinimum": 0},
+        ]
+    }
+    resources = {
+        "memory": described(memory, "the most it needs, e.g. 12GiB"),
+        "gpu": described({"type": "integer", "minimum": 0}, "how many"),
+        "licence": described(one_or_many(STRING), "licences it holds while it runs"),
+        "threads": described(COUNT, "instead of the rule's own number; changes bytes"),
+        "jobs": described(COUNT, "how many of the -j places it takes"),
+    }
+    return {
+        "rule": STRING,
+        "inputs": any_names(reference_schema()),
+        "options": {"type": "object"},
+        "outputs": described(any_names(STRING), "paths of further outputs, by name"),
+        "matrix": described(
+            any_names({"type": "array", "items": {}, "minItems": 1}),
+            "one artifact for each combination of these values",
+        ),
+        "when": described({}, "leave it out where the value is false, null, 0 or empty"),
+        "tags": described({"type": "array", "items": STRING}, "`qbuild build tag:NAME`"),
+        "optional": described(BOOLEAN, "skip it, and say so, where its toolchain is missing"),
+        "temporary": described(BOOLEAN, "remove it after its last consumer"),
+        "resources": table_of(resources),
+        "timeout": described(limit, "e.g. 600s or 10m"),
+        "toolchain": described(STRING, "use this toolchain"),
+        "environment": described(any_names(STRING), "variables for the step; part of its key"),
+        "doc": STRING,
+    }
+
+
+def rule_keys(rule: Rule) -> dict[str, Json]:
+    """What one rule adds: its own inputs, options and outputs."""
+    options: Json = {
+        "type": "object",
+        "properties": {name: dict(schema) for name, schema in rule.options.items()},
+        "additionalProperties": rule.open_options,
+    }
+    required = [name for name, schema in rule.options.items() if "default" not in schema]
+    if required:
+        options["required"] = required
+    inputs: Json = {
+        "type": "object",
+        "properties": {
+            name: described(reference_schema(), spec.doc) for name, spec in rule.inputs.items()
+        },
+        "additionalProperties": reference_schema() if rule.open_inputs else False,
+    }
+    outputs: Json = {
+        "type": "object",
+        "properties": {name: described(STRING, spec.doc) for name, spec in rule.outputs.items()},
+        "additionalProperties": STRING if rule.open_inputs else False,
+    }
+    return {"options": options, "inputs": inputs, "outputs": outputs}
+
+
+def artifact_schema(rule: Rule, *, expressions: bool) -> Json:
+    """One artifact of this rule, complete."""
+    keys = {**artifact_keys(), **rule_keys(rule), "rule": {"const": rule.name}}
+    required = ["rule"]
+    if "required" in keys["options"]:
+        required.append("options")
+    schema = table_of(keys, required)
+    return with_expressions_inside(schema) if expressions else schema
+
+
+def with_expressions_inside(schema: Json) -> Json:
+    """`${...}` may stand for the value of a key, and not for the whole mapping."""
+    keys = schema["properties"]
+    whole = {"rule", "inputs", "options", "outputs", "matrix", "resources", "environment"}
+    inner = {}
+    for name, value in keys.items():
+        if name not in whole or name == "matrix":
+            inner[name] = with_expressions(value)
+        else:
+            inner[name] = unwrapped(with_expressions(value))
+    return {**schema, "properties": inner}
+
+
+def unwrapped(schema: Json) -> Json:
+    """The first branch, where `with_expressions` put a second beside it."""
+    branches = schema.get("anyOf", ())
+    if len(branches) == 2 and branches[1] is EXPRESSION:
+        outer = {key: value for key, value in schema.items() if key != "anyOf"}
+        return {**outer, **branches[0]}
+    return schema
+
+
+def variable_schema() -> Json:
+    typed = table_of(
+        {
+            "type": {"enum": list(TYPES)},
+            "default": {},
+            "choices": {"type": "array", "minItems": 1},
+            "doc": STRING,
+        },
+        ["type"],
+    )
+    return {"if": {"type": "object", "required": ["type"]}, "then": typed}
+
+
+def device_schema() -> Json:
+    run = table_of(
+        {
+            "argv": {"type": "array", "items": STRING, "minItems": 1},
+            "timeout": artifact_keys()["timeout"],
+            "expect": {"type": "object"},
+            "environment": any_names(STRING),
+        },
+        ["argv"],
+    )
+    return table_of(
+        {
+            "transport": {"enum": ["adb", "ssh", "local"]},
+            "root": described(STRING, "the folder on the device"),
+            "require": described(any_names({}), "facts that the device must have"),
+            "push": described(any_names(STRING), "artifact -> folder or file below root"),
+            "invalidates": described(
+                any_names({"type": "array", "items": STRING}),
+                "file on the device -> what makes it stale",
+            ),
+            "run": run,
+            "pull": described(any_names(STRING), "file on the device -> file here"),
+            "doc": STRING,
+        },
+        ["transport", "root"],
+    )
+
+
+def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
+    """The schema of a whole recipe. rules: those whose keys are spelled out; names: every
+    rule that there is.
+
+    A recipe that extends another may leave out what it takes from there.
+    """
+    general = with_expressions_inside(
+        table_of({**artifact_keys(), "rule": {"enum": sorted(names)}})
+    )
+    general = {**general, "type": ["object", "null"]}
+    spelled: list[Json] = [
+        {
+            "if": {"required": ["rule"], "properties": {"rule": {"const": name}}},
+            "then": {"$ref": f"#/$defs/{name}"},
+        }
+        for name in sorted(rules)
+    ]
+    whole: Json = {
+        "artifacts": any_names({"type": "object", "required": ["rule"], "allOf": spelled}),
+        "sources": any_names({"$ref": "#/$defs/source"}),
+    }
+    limit = with_expressions({"type": "number"})
+    return {
+        "$schema": DIALECT,
+        "title": "qbuild recipe",
+        "description": f"functions in ${{...}}: {', '.join(sorted(FUNCTIONS))}",
+        **table_of(
+            {
+                "qbuild": described({"const": 1}, "the version of the recipe language"),
+                "name": described(
+                    {"type": "string", "pattern": NAME_PATTERN},
+                    "build folder; the file's name by default",
+                ),
+                "extends": described(STRING, "lay this recipe over another"),
+                "vars": any_names(variable_schema()),
+                "sources": any_names({"type": ["object", "null"]}),
+                "artifacts": any_names({"$ref": "#/$defs/artifact"}),
+                "gates": any_names(any_names(limit)),
+                "devices": any_names(unwrapped(with_expressions(device_schema()))),
+                "doc": STRING,
+            },
+            ["qbuild"],
+        ),
+        "if": {"required": ["extends"]},
+        "else": {"properties": whole},
+        "$defs": {
+            "artifact": general,
+            "source": source_schema(expressions=True),
+            **{
+                name: artifact_schema(rule, expressions=True)
+                for name, rule in sorted(rules.items())
+            },
+        },
+    }

@@ -1,0 +1,2 @@
+        raise RecipeError(
+            match = TOKEN.match(text, at)

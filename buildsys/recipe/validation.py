@@ -1,0 +1,181 @@
+"""Checks nodes against a JSON Schema and says what is wrong in the recipe's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from buildsys.errors import Location, RecipeError
+from buildsys.recipe.mistakes import suggestion
+from buildsys.recipe.nodes import Node, Table, follow, plain
+
+if TYPE_CHECKING:
+    from buildsys.plan.graph import Json
+
+TYPE_NAMES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
+LIMITS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "more than",
+    "exclusiveMaximum": "less than",
+}
+COUNTS = {
+    "minItems": "at least {limit} values",
+    "maxItems": "at most {limit} values",
+    "minLength": "at least {limit} characters",
+    "maxLength": "at most {limit} characters",
+}
+
+
+def checker(schema: Json) -> Callable[[Node], list[RecipeError]]:
+    """A function that lists what is wrong with a node; the schema is prepared once."""
+    from jsonschema import Draft202012Validator
+
+    validator = Draft202012Validator(schema)
+
+    def check(node: Node) -> list[RecipeError]:
+        return [
+            translated
+            for error in validator.iter_errors(plain(node))
+            for translated in translate(deepest(error), node)
+        ]
+
+    return check
+
+
+def deepest(error: Any) -> Any:
+    """Of a value that may be one of several things, the complaint about the likeliest one:
+    the branch that agrees with it in kind, else the first, which is what was asked for."""
+    while error.validator == "anyOf" and error.context:
+        branches: dict[int, list[Any]] = {}
+        for inner in error.context:
+            branches.setdefault(inner.schema_path[0], []).append(inner)
+        of_kind = [
+            found for found in branches.values() if not any(is_kind(e, error) for e in found)
+        ]
+        chosen = of_kind[0] if of_kind else next(iter(branches.values()))
+        if not of_kind and len(branches) > 1 and not expects_text(branches):
+            return error
+        error = chosen[0]
+    return error
+
+
+def is_kind(inner: Any, outer: Any) -> bool:
+    """Does this complaint say that the value itself is of the wrong kind?"""
+    return bool(inner.validator == "type" and inner.absolute_path == outer.absolute_path)
+
+
+def expects_text(branches: Mapping[int, list[Any]]) -> bool:
+    """Is the only other branch a text with ${...}?"""
+    return len(branches) == 2 and any(
+        error.validator_value == "string" or error.schema.get("pattern") == r"\$\{"
+        for errors in list(branches.values())[1:]
+        for error in errors
+    )
+
+
+def translate(error: Any, root: Node) -> Iterator[RecipeError]:
+    """A jsonschema error -> what to tell the person, with its place."""
+    path = tuple(error.absolute_path)
+    node, where = follow(root, path)
+    name = str(path[-1]) if path else ""
+    keyword, expected, value = error.validator, error.validator_value, error.instance
+    if keyword == "additionalProperties":
+        yield from unknown_keys(error, node)
+    elif keyword == "required":
+        missing = next((key for key in expected if key not in value), "")
+        yield RecipeError(f"'{missing}' is missing here", location=where)
+    elif keyword == "enum":
+        remedy = suggestion(str(value), [str(item) for item in expected], "one of")
+        what = (
+            f"unknown {name} '{value}'"
+            if name == "rule"
+            else f"{named(path)} cannot be {shown(value)}"
+        )
+        yield RecipeError(what, remedy=remedy, location=where)
+    elif keyword == "oneOf":
+        yield kindless(error, node, where)
+    elif keyword == "type":
+        kinds = [expected] if isinstance(expected, str) else expected
+        words = " or ".join(TYPE_NAMES[kind] for kind in kinds)
+        yield RecipeError(f"{named(path)} must be {words}, not {shown(value)}", location=where)
+    elif keyword in LIMITS:
+        yield RecipeError(
+            f"{named(path)} must be {LIMITS[keyword]} {expected}, not {value}", location=where
+        )
+    elif keyword in COUNTS:
+        wants = COUNTS[keyword].format(limit=expected)
+        yield RecipeError(f"{named(path)} must have {wants}", location=where)
+    elif keyword == "anyOf":
+        yield RecipeError(
+            f"{named(path)} cannot be {shown(value)}", remedy=wanted(expected), location=where
+        )
+    else:
+        wants = error.schema.get("description") or f"{keyword} {expected}"
+        yield RecipeError(
+            f"{named(path)} cannot be {shown(value)}", remedy=f"expected: {wants}", location=where
+        )
+
+
+def unknown_keys(error: Any, node: Node) -> Iterator[RecipeError]:
+    """One error for each key that should not be there, at that key."""
+    known = list(error.schema.get("properties", ()))
+    if not isinstance(node, Table):
+        return
+    what = {"options": "option", "inputs": "input", "outputs": "output"}.get(
+        str(error.absolute_path[-1]) if error.absolute_path else "", "key"
+    )
+    for key in node.entries:
+        if key not in known:
+            yield RecipeError(
+                f"unknown {what} '{key}'",
+                remedy=suggestion(key, known, f"known {what}s") or f"this takes no {what}s at all",
+                location=node.keys[key],
+            )
+
+
+def kindless(error: Any, node: Node, where: Location) -> RecipeError:
+    """A source that does not say what it is, or says two things."""
+    kinds = [branch["required"][0] for branch in error.validator_value if "required" in branch]
+    given = [key for key in kinds if isinstance(node, Table) and key in node.entries]
+    if given:
+        return RecipeError(f"this is both {' and '.join(given)}: choose one", location=where)
+    keys: Iterable[str] = node.entries if isinstance(node, Table) else ()
+    remedy = next((near for key in keys if (near := suggestion(key, kinds)) and "mean" in near), "")
+    return RecipeError(
+        f"a source is one of {', '.join(kinds)}", remedy=remedy or None, location=where
+    )
+
+
+def named(path: tuple[str | int, ...]) -> str:
+    """What a message calls the value at this path."""
+    words = [str(step) for step in path if not isinstance(step, int)]
+    return f"'{words[-1]}'" if words else "this"
+
+
+def shown(value: Json) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "...'"
+
+
+def wanted(branches: Iterable[Mapping[str, Json]]) -> str | None:
+    words = [
+        branch.get("description") or TYPE_NAMES.get(str(branch.get("type")), "")
+        for branch in branches
+    ]
+    found = [word for word in dict.fromkeys(words) if word]
+    return f"expected: {', or '.join(found)}" if found else None
