@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from buildsys.recipe.expressions import FUNCTIONS
 from buildsys.recipe.quantities import BYTES_PATTERN, SECONDS_PATTERN
-from buildsys.recipe.substitution import FUNCTIONS
 from buildsys.recipe.variables import TYPES
 
 if TYPE_CHECKING:
