@@ -30,6 +30,14 @@ class Kronecker:
 
     factors: tuple[Tensor, ...]
 
+    def __post_init__(self) -> None:
+        # A factor of order 1 is a number: it rides in another factor and saves a pass.
+        wide = [factor for factor in self.factors if len(factor) > 1]
+        numbers = [factor for factor in self.factors if len(factor) == 1]
+        if wide and numbers:
+            wide[0] = torch.stack(numbers).prod() * wide[0]
+            object.__setattr__(self, "factors", tuple(wide))
+
     def transpose_times(self, x: Tensor) -> Tensor:
         """K^T x for x [n, m], without forming K."""
         shape, before, after = x.shape, 1, x.numel()
@@ -133,8 +141,8 @@ def as_factor(matrix: Matrix) -> Tensor:
     return torch.tensor(matrix, dtype=torch.float64)
 
 
-def spans(count: int, width: int, chunk: int = CHUNK) -> Iterator[tuple[int, int]]:
+def spans(count: int, width: int, chunk: int | None = None) -> Iterator[tuple[int, int]]:
     """(first, length) of runs of `count` vectors of `width` numbers, about `chunk` numbers each."""
-    step = max(1, chunk // max(1, width))
+    step = max(1, (chunk or CHUNK) // max(1, width))
     for first in range(0, count, step):
         yield first, min(step, count - first)

@@ -153,7 +153,8 @@ def _jacobsthal(q: int) -> Matrix:
     character = np.full(q, -1.0)
     character[[i * i % q for i in range(1, q)]] = 1.0
     character[0] = 0.0
-    return character[(np.arange(q)[None, :] - np.arange(q)[:, None]) % q]
+    difference = (np.arange(q)[None, :] - np.arange(q)[:, None]) % q
+    return np.take(character, difference)
 
 
 _CONSTRUCTIONS: dict[int, Callable[[], Matrix]] = {

@@ -43,13 +43,12 @@ class _Best:
 
 def quantize_q4_k(x: F32) -> Bytes:
     """x [n, 256] float32 -> [n, 144] bytes: d, dmin (float16), 12 bytes of scales, nibbles."""
-    with np.errstate(all="ignore"):
-        columns = np.ascontiguousarray(x.reshape(-1, 32).T)
-        best = _search(columns)
-        scales, minima = best.scale.reshape(-1, 8), (-best.minimum).reshape(-1, 8)
-        d, ls = _six_bits(scales)
-        dmin, lm = _six_bits(minima)
-        levels = _final_levels(columns, best, d, ls, dmin, lm)
+    columns = np.ascontiguousarray(x.reshape(-1, 32).T)
+    best = _search(columns)
+    scales, minima = best.scale.reshape(-1, 8), (-best.minimum).reshape(-1, 8)
+    d, ls = _six_bits(scales)
+    dmin, lm = _six_bits(minima)
+    levels = _final_levels(columns, best, d, ls, dmin, lm)
     return np.hstack([fp16_bytes(d), fp16_bytes(dmin), _pack_scales(ls, lm), _pack_nibbles(levels)])
 
 

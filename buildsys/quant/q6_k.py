@@ -22,11 +22,10 @@ _SHIFTS = (0, *range(-9, 0), *range(1, 10))
 
 def quantize_q6_k(x: F32) -> Bytes:
     """x [n, 256] float32 -> [n, 210] bytes: low nibbles, high pairs, 16 int8 scales, d."""
-    with np.errstate(all="ignore"):
-        columns = np.ascontiguousarray(x.reshape(-1, 16).T)
-        scale, inverse = _search(columns)
-        d, multiples, zero = _super_scale(scale.reshape(-1, 16))
-        levels = _final_levels(columns, inverse, d, multiples)
+    columns = np.ascontiguousarray(x.reshape(-1, 16).T)
+    scale, inverse = _search(columns)
+    d, multiples, zero = _super_scale(scale.reshape(-1, 16))
+    levels = _final_levels(columns, inverse, d, multiples)
     blocks = _pack(levels, multiples, d)
     blocks[zero] = 0
     return blocks
@@ -79,10 +78,13 @@ def _search(x: F32) -> tuple[F32, F32]:
 
 def _super_scale(scales: F32) -> tuple[F32, npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
     """[n, 16] -> d [n], int8 multiples [n, 16], and which super-blocks are all zero [n]."""
-    largest = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)
-    inverse = np.float32(-128) / largest
+    # C compares with >, which no NaN (weights beyond 1e19, whose squares overflow) passes.
+    known = np.where(np.isnan(scales), np.float32(0), scales)
+    largest = np.take_along_axis(known, np.abs(known).argmax(axis=1)[:, None], axis=1)
+    inverse: F32 = np.divide(np.float32(-128), largest)
     multiples = np.minimum(nearest_int(inverse * scales), 127).astype(np.int8)
-    return (np.float32(1) / inverse)[:, 0], multiples, np.abs(largest[:, 0]) < _ZERO
+    d: F32 = np.divide(np.float32(1), inverse)
+    return d[:, 0], multiples, np.abs(largest[:, 0]) < _ZERO
 
 
 def _final_levels(x: F32, inverse: F32, d: F32, multiples: npt.NDArray[np.int8]) -> I32:
