@@ -56,6 +56,14 @@ class MappedFile:
             flat = torch.frombuffer(raw, dtype=dtype, count=count)
         return flat.reshape(tuple(shape))
 
+    def rows(
+        self, offset: int, dtype: torch.dtype, shape: Sequence[int], start: int, stop: int
+    ) -> torch.Tensor:
+        """`tensor(offset, dtype, shape)[start:stop]`, touching only the bytes of those rows."""
+        first, last, _ = slice(start, stop).indices(shape[0])
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        return self.tensor(offset + first * row_bytes, dtype, (max(0, last - first), *shape[1:]))
+
     def release(self, offset: int, nbytes: int) -> None:
         """Give the pages of this range back; they are read again when touched again."""
         if self._map is None or nbytes == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +66,8 @@ class MllmSource:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         payload = self.entry(name).payload()
-        first, last, _ = slice(start, stop).indices(payload.shape[0])
-        count = max(0, last - first)
-        row_bytes = math.prod(payload.shape[1:]) * payload.dtype.itemsize
-        offset = self._stored[name].offset + first * row_bytes
-        return self._file.tensor(offset, payload.dtype, (count, *payload.shape[1:]))
+        offset = self._stored[name].offset
+        return self._file.rows(offset, payload.dtype, payload.shape, start, stop)
 
     def release(self, name: str) -> None:
         self._file.release(self._stored[name].offset, self.nbytes(name))

@@ -125,8 +125,8 @@ class MllmEntry:
 
     def payload(self) -> TensorEntry:
         """How the payload is given to the writer: typed, or raw bytes of a quantized type."""
-        dtype = PLAIN.get(self.type)
-        if dtype is not None and math.prod(self.shape) * dtype.itemsize == self.nbytes:
+        dtype = PLAIN.get(self.type, torch.uint8)
+        if math.prod(self.shape) * dtype.itemsize == self.nbytes:
             return TensorEntry(self.name, dtype, self.shape)
         return TensorEntry(self.name, torch.uint8, (self.nbytes,))
 

@@ -89,7 +89,8 @@ class SafetensorsSource:
         return self._file.tensor(stored.offset, DTYPES[stored.type], stored.shape)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self.read(name)[start:stop]
+        stored = self._find(name)
+        return self._file.rows(stored.offset, DTYPES[stored.type], stored.shape, start, stop)
 
     def release(self, name: str) -> None:
         stored = self._find(name)
@@ -136,8 +137,10 @@ def _make_header(path: Path, entries: Sequence[TensorEntry], metadata: Mapping[s
     offset = 0
     for entry in entries:
         if entry.dtype not in TYPE_NAMES or entry.name == "__metadata__":
-            what = f"dtype {entry.dtype}" if entry.dtype not in TYPE_NAMES else "this name"
-            raise FormatError(f"safetensors has no {what}", file=path, tensor=entry.name)
+            what = (
+                f"dtype {entry.dtype}" if entry.dtype not in TYPE_NAMES else "tensor of this name"
+            )
+            raise FormatError(f"safetensors can hold no {what}", file=path, tensor=entry.name)
         table[entry.name] = {
             "dtype": TYPE_NAMES[entry.dtype],
             "shape": list(entry.shape),

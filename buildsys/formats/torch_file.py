@@ -77,8 +77,9 @@ def load_guarded(path: str | PathLike[str]) -> object:
         ) from error
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror or error}", file=file) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # What torch raises for damaged files depends on where the damage is.
+    except MemoryError:
+        raise
+    except Exception as error:  # what torch raises for damaged bytes depends on where they are
         raise FormatError(
             f"is damaged, or no torch checkpoint: {_first_line(error)}",
             file=file,
