@@ -25,14 +25,14 @@ def rotated_tensors(
     model: Model,
     rotations: Rotations | None = None,
     *,
-    fuse: bool = True,
+    fuse: bool = False,
     rescale: Mapping[str, Tensor] | None = None,
     parity: bool | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TensorSource:
     """The model's tensors with classic names, lm_head always apart, as a source of `dtype`.
 
-    rotations: None turns nothing. fuse: fold the norms (a rotation always does).
+    rotations: None turns nothing. fuse: fold the norms even so (a rotation always does).
     rescale: down_proj's name -> its factors [intermediate], applied after the rotation.
     parity: round to float32 after each step, as mllm's tools do; by default for rotations that
         qbuild did not make.

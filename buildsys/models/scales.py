@@ -1,0 +1,91 @@
+"""The activation scales file: mllm's JSON, and a section of ours that says what it was made with.
+
+mllm's keys: "ori" (maximum) and "top_0_1" (order statistic at 0.999 n), each linear -> {"input",
+"output"}; "all_stat", linear -> {"input", "output"} -> {"mean", "std"}. mllm's tools look at no
+other key, so "qbuild" can stand beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buildsys.formats.config_file import read_json
+from buildsys.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from buildsys.models.profile import LinearStatistics
+
+REMEDY = "Give a scales file made by rule activation-scales or by mllm's get_distribution.py."
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a linear: the largest value and the order statistic, as magnitudes."""
+
+    ori: float
+    top_0_1: float
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Linear -> (input, output), in the file's order. made_with: its "qbuild" section, empty
+    for a file of mllm's own."""
+
+    sides: Mapping[str, tuple[Side, Side]]
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_scales(
+    path: str | PathLike[str],
+    statistics: Mapping[str, LinearStatistics],
+    made_with: Mapping[str, Any],
+) -> None:
+    """Write the statistics as mllm writes them (indent 4), with `made_with` under "qbuild"."""
+    content: dict[str, Any] = {
+        key: {
+            name: {"input": getattr(both.input, key), "output": getattr(both.output, key)}
+            for name, both in statistics.items()
+        }
+        for key in ("ori", "top_0_1")
+    }
+    content["all_stat"] = {
+        name: {
+            "input": {"mean": both.input.mean, "std": both.input.std},
+            "output": {"mean": both.output.mean, "std": both.output.std},
+        }
+        for name, both in statistics.items()
+    }
+    content["qbuild"] = dict(made_with)
+    text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def read_scales(path: str | PathLike[str]) -> Scales:
+    """Read a scales file of qbuild's or mllm's. Raises FormatError, or ModelError naming the
+    linear whose entry is missing or no finite number."""
+    content = read_json(Path(path))
+    if not isinstance(content, dict) or not isinstance(content.get("ori"), dict):
+        raise ModelError("is missing", file=path, field="ori", remedy=REMEDY)
+    sides = {
+        name: (_side(content, name, "input", path), _side(content, name, "output", path))
+        for name in content["ori"]
+    }
+    made_with = content.get("qbuild")
+    return Scales(sides, made_with if isinstance(made_with, dict) else {})
+
+
+def _side(content: Any, name: str, side: str, path: str | PathLike[str]) -> Side:
+    values = []
+    for key in ("ori", "top_0_1"):
+        value = content.get(key, {}).get(name, {}).get(side)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            message = f"{key} of its {side} is {value!r}, not a finite number"
+            raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
+        values.append(float(value))
+    return Side(*values)
