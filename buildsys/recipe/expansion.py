@@ -69,7 +69,7 @@ def expand_artifacts(
         raw = table(node, f"artifact '{raw_name}'")
         rule = text(raw.entries["rule"], "rule")
         if rule not in checks:
-            checks[rule] = checker(artifact_schema(rules[rule], expressions=False))
+            checks[rule] = checker(artifact_schema(rules[rule]))
         for instance in instances(raw, scope):
             name = key_text(raw_name, instance, where)
             if not is_on(raw, instance):

@@ -11,6 +11,17 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from buildsys.recipe.expressions import FUNCTIONS
+from buildsys.recipe.json_schema import (
+    BOOLEAN,
+    COUNT,
+    STRING,
+    any_names,
+    described,
+    one_or_many,
+    table_of,
+    unwrapped,
+    with_expressions,
+)
 from buildsys.recipe.quantities import BYTES_PATTERN, SECONDS_PATTERN
 from buildsys.recipe.variables import TYPES
 
@@ -19,68 +30,11 @@ if TYPE_CHECKING:
     from buildsys.rules.spec import Rule
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-EXPRESSION = {"type": "string", "pattern": r"\$\{", "description": "a text with ${...} in it"}
+HOLD_NAMES = frozenset(
+    {"rule", "inputs", "options", "outputs", "matrix", "resources", "environment"}
+)
+REFERENCE: Json = {"$ref": "#/$defs/reference"}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-STRING: Json = {"type": "string"}
-BOOLEAN: Json = {"type": "boolean"}
-COUNT: Json = {"type": "integer", "minimum": 1}
-# What a schema may contain schemas in.
-INSIDE_MANY = ("anyOf", "oneOf", "allOf", "prefixItems")
-INSIDE_NAMED = ("properties", "patternProperties")
-INSIDE_ONE = ("items", "additionalProperties")
-
-
-def described(schema: Json, doc: str) -> Json:
-    return {**schema, "description": doc}
-
-
-def table_of(properties: Mapping[str, Json], required: Iterable[str] = ()) -> Json:
-    """A mapping with exactly these keys."""
-    schema: Json = {
-        "type": "object",
-        "properties": dict(properties),
-        "additionalProperties": False,
-    }
-    names = list(required)
-    return {**schema, "required": names} if names else schema
-
-
-def any_names(values: Json) -> Json:
-    """A mapping from any names to values of one kind."""
-    return {"type": "object", "additionalProperties": values}
-
-
-def one_or_many(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "array", "items": schema}]}
-
-
-def with_expressions(schema: Json) -> Json:
-    """`schema`, and wherever it asks for a value that is no plain text, `${...}` as well.
-
-    The branch that was asked for comes first: messages are about that one.
-    """
-    if not isinstance(schema, Mapping):
-        return schema
-    inner: dict[str, Json] = dict(schema)
-    for word in INSIDE_MANY:
-        if word in inner:
-            inner[word] = [with_expressions(each) for each in inner[word]]
-    for word in INSIDE_NAMED:
-        if word in inner:
-            inner[word] = {name: with_expressions(each) for name, each in inner[word].items()}
-    for word in INSIDE_ONE:
-        if word in inner:
-            inner[word] = with_expressions(inner[word])
-    if takes_any_text(inner):
-        return inner
-    outer = {key: inner.pop(key) for key in ("description", "default") if key in inner}
-    return {**outer, "anyOf": [inner, EXPRESSION]}
-
-
-def takes_any_text(schema: Mapping[str, Json]) -> bool:
-    kinds = schema.get("type", "string")
-    limits = schema.keys() - {"type", "description", "default", "title"}
-    return not limits and "string" in ([kinds] if isinstance(kinds, str) else kinds)
 
 
 def source_schemas() -> dict[str, Json]:
@@ -175,7 +129,7 @@ def artifact_keys() -> dict[str, Json]:
     }
     return {
         "rule": STRING,
-        "inputs": any_names(reference_schema()),
+        "inputs": any_names(REFERENCE),
         "options": {"type": "object"},
         "outputs": described(any_names(STRING), "paths of further outputs, by name"),
         "matrix": described(
@@ -206,10 +160,8 @@ def rule_keys(rule: Rule) -> dict[str, Json]:
         options["required"] = required
     inputs: Json = {
         "type": "object",
-        "properties": {
-            name: described(reference_schema(), spec.doc) for name, spec in rule.inputs.items()
-        },
-        "additionalProperties": reference_schema() if rule.open_inputs else False,
+        "properties": {name: described(REFERENCE, spec.doc) for name, spec in rule.inputs.items()},
+        "additionalProperties": REFERENCE if rule.open_inputs else False,
     }
     outputs: Json = {
         "type": "object",
@@ -219,36 +171,31 @@ def rule_keys(rule: Rule) -> dict[str, Json]:
     return {"options": options, "inputs": inputs, "outputs": outputs}
 
 
-def artifact_schema(rule: Rule, *, expressions: bool) -> Json:
-    """One artifact of this rule, complete."""
+def artifact_schema(rule: Rule) -> Json:
+    """One artifact of this rule, complete, after substitution."""
     keys = {**artifact_keys(), **rule_keys(rule), "rule": {"const": rule.name}}
-    required = ["rule"]
-    if "required" in keys["options"]:
-        required.append("options")
-    schema = table_of(keys, required)
-    return with_expressions_inside(schema) if expressions else schema
+    return {**table_of(keys, required_keys(keys)), "$defs": {"reference": reference_schema()}}
+
+
+def required_keys(keys: Mapping[str, Json]) -> list[str]:
+    return ["rule", "options"] if "required" in keys["options"] else ["rule"]
+
+
+def spelled_out(rule: Rule) -> Json:
+    """What holds for artifacts of one rule beyond what holds for every artifact."""
+    keys = rule_keys(rule)
+    schema = {"type": "object", "properties": keys, "required": required_keys(keys)}
+    return {**with_expressions_inside(schema), "description": rule.doc}
 
 
 def with_expressions_inside(schema: Json) -> Json:
-    """`${...}` may stand for the value of a key, and not for the whole mapping."""
-    keys = schema["properties"]
-    whole = {"rule", "inputs", "options", "outputs", "matrix", "resources", "environment"}
+    """`${...}` may stand for the value of a key; where the key holds names of its own, for
+    the value of one of those."""
     inner = {}
-    for name, value in keys.items():
-        if name not in whole or name == "matrix":
-            inner[name] = with_expressions(value)
-        else:
-            inner[name] = unwrapped(with_expressions(value))
+    for name, value in schema["properties"].items():
+        changed = with_expressions(value)
+        inner[name] = unwrapped(changed) if name in HOLD_NAMES else changed
     return {**schema, "properties": inner}
-
-
-def unwrapped(schema: Json) -> Json:
-    """The first branch, where `with_expressions` put a second beside it."""
-    branches = schema.get("anyOf", ())
-    if len(branches) == 2 and branches[1] is EXPRESSION:
-        outer = {key: value for key, value in schema.items() if key != "anyOf"}
-        return {**outer, **branches[0]}
-    return schema
 
 
 def variable_schema() -> Json:
@@ -340,9 +287,7 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
         "$defs": {
             "artifact": general,
             "source": source_schema(expressions=True),
-            **{
-                name: artifact_schema(rule, expressions=True)
-                for name, rule in sorted(rules.items())
-            },
+            "reference": reference_schema(),
+            **{name: spelled_out(rule) for name, rule in sorted(rules.items())},
         },
     }
