@@ -1,0 +1,81 @@
+"""The lock on a build folder: one builder at a time.
+
+It is a flock, held by an open file and not by a process: the executor's supervisor inherits
+the descriptor and keeps it until the last process that a step has started is gone. So a
+qbuild that was killed leaves no lock behind, and its last children never write beside its
+successor. The file itself stays: it is in no folder that `clean` empties.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class BuildLock:
+    """Holds the lock as a context; `fd` is what a supervisor inherits (never unlock it)."""
+
+    def __init__(self, path: str, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._say = say
+        self.fd = -1
+
+    def __enter__(self) -> BuildLock:
+        """Wait until nobody else holds it, and say for whom.
+
+        Raises OSError where the folder takes no file (a disk that is read-only).
+        """
+        while True:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._wait(fd)
+            # Somebody may have removed the file while we waited: then we hold nothing.
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(self._path)):
+                    break
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+        self.fd = fd
+        owner = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(owner).encode(), 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Closing our descriptor leaves a supervisor's copy holding the lock; LOCK_UN would not.
+        os.close(self.fd)
+        self.fd = -1
+
+    def _wait(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._say(f"waiting for {describe_owner(self._path)}")
+            fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def describe_owner(path: str) -> str:
+    """Who holds the lock: process, machine, since when."""
+    try:
+        with open(path, "rb") as file:
+            owner = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return "another qbuild that has just started in this build folder"
+    since = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
+    who = f"qbuild (process {owner['pid']} on {owner['host']}, since {since})"
+    here = owner["host"] == os.uname().nodename
+    if here and not os.path.exists(f"/proc/{owner['pid']}") and os.path.isdir("/proc/self"):
+        return f"the last processes of a {who} that was killed"
+    return who

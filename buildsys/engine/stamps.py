@@ -1,0 +1,153 @@
+"""The digest of a file, remembered under what stat says of it.
+
+The memory is disposable: without it every file is read again, and nothing else changes. A
+digest is remembered only if the file had last changed at least two seconds before it was
+read: on a coarse clock a later edit might leave the same stamp.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, TypeAlias
+
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildsys.plan.graph import Json
+
+# dev, inode, size, mtime_ns, ctime_ns
+Stamp: TypeAlias = tuple[int, int, int, int, int]
+BLOCK = 1 << 20
+SETTLED_NS = 2_000_000_000
+VERSION = 1
+
+
+def hash_file(path: str) -> str:
+    """BLAKE3 of a file's bytes, in hexadecimal."""
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < BLOCK:
+            return blake3(file.read()).hexdigest()
+        hasher = blake3()
+        block = memoryview(bytearray(BLOCK))
+        while count := file.readinto(block):
+            hasher.update(block[:count])
+    return hasher.hexdigest()
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def is_settled(stamp: Stamp, now_ns: int) -> bool:
+    """Would any edit from now on leave another stamp, even on a clock of whole seconds?"""
+    return now_ns - max(stamp[3], stamp[4]) >= SETTLED_NS
+
+
+class Stamps:
+    """Digests of files under `root`, and of others by absolute path; one stat per file and run.
+
+    Invariant: `_digests[name]` is a stamp, and the digest of the bytes that the file had under
+    it; it counts only while the file still has that stamp.
+    """
+
+    def __init__(self, root: str, store: str, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._prefix = root + "/"
+        self._store = store
+        self._clock_ns = clock_ns
+        self._known: dict[str, list[Json]] = _read(store)
+        self._seen: dict[str, tuple[Stamp, int] | None] = {}
+        self._digests: dict[str, tuple[Stamp, str]] = {}
+        self._changed = False
+        self.hashed: list[str] = []
+
+    def path(self, name: str) -> str:
+        """The place of a file: `name` is absolute, or relative to the root."""
+        return name if name[0] == "/" else self._prefix + name
+
+    def mode(self, name: str, *, follow: bool) -> int | None:
+        """What kind of file it is (stat's mode); None: not there."""
+        seen = self._look(name, follow)
+        return None if seen is None else seen[1]
+
+    def file(self, name: str, *, follow: bool) -> str | None:
+        """The digest of a regular file; None where there is none."""
+        seen = self._look(name, follow)
+        if seen is None or not stat.S_ISREG(seen[1]):
+            return None
+        held = self._digests.get(name)
+        if held is None or held[0] != seen[0]:
+            held = self._digests[name] = (seen[0], self._digest(name, seen[0]))
+        return held[1]
+
+    def saw(self, name: str, found: os.stat_result) -> None:
+        """What somebody else's stat call said of a file just now."""
+        self._seen[name] = (stamp_of(found), found.st_mode)
+
+    def put(self, name: str, digest: str) -> None:
+        """A file that was just put in place, and whose bytes are known."""
+        self._seen.pop(name, None)
+        seen = self._look(name, follow=False)
+        if seen is not None:
+            self._digests[name] = (seen[0], digest)
+
+    def expire(self) -> None:
+        """From now on ask the system again: files may have changed since they were looked at."""
+        self._seen.clear()
+
+    def save(self) -> None:
+        """Write what was learnt; silently not, where the disk does not take it."""
+        if not self._changed:
+            return
+        temporary = f"{self._store}.{os.getpid()}"
+        try:
+            with open(temporary, "w") as file:
+                json.dump({"version": VERSION, "files": self._known}, file, separators=(",", ":"))
+            os.replace(temporary, self._store)
+        except OSError:
+            # A full or read-only disk costs the next run some hashing, and that is all.
+            return
+        self._changed = False
+
+    def _look(self, name: str, follow: bool) -> tuple[Stamp, int] | None:
+        if name in self._seen:
+            return self._seen[name]
+        try:
+            found = os.stat(self.path(name), follow_symlinks=follow)
+        except (FileNotFoundError, NotADirectoryError):
+            self._seen[name] = None
+            return None
+        seen = self._seen[name] = (stamp_of(found), found.st_mode)
+        return seen
+
+    def _digest(self, name: str, stamp: Stamp) -> str:
+        known = self._known.get(name)
+        if known is not None and tuple(known[:5]) == stamp:
+            digest: str = known[5]
+            return digest
+        began = self._clock_ns()
+        digest = hash_file(self.path(name))
+        self.hashed.append(name)
+        if is_settled(stamp, began):
+            self._known[name] = [*stamp, digest]
+            self._changed = True
+        elif name in self._known:
+            del self._known[name]
+            self._changed = True
+        return digest
+
+
+def _read(store: str) -> dict[str, list[Json]]:
+    try:
+        with open(store, "rb") as file:
+            content = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return {}
+    files: dict[str, list[Json]] = content["files"]
+    return files
