@@ -1,0 +1,1 @@
+"""Steps on this machine: a supervisor process, warm workers, confinement, memory figures."""

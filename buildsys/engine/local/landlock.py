@@ -1,0 +1,102 @@
+"""Landlock: a program may read and run everything, and write only below named folders.
+
+Source: Documentation/userspace-api/landlock.rst of the Linux kernel and landlock(7). The
+kernel tells which version (ABI) of the interface it has; each adds rights, and a right that
+a ruleset does not name stays unrestricted. So every right that the kernel knows is named, and
+granted only where it should hold:
+
+    ABI 1 (5.13)  files and folders   2 (5.19)  moving between folders   3 (6.2)  truncating
+    ABI 4 (6.7)   TCP (left free)     5 (6.10)  ioctl on devices         6 (6.12) signals and
+                                                abstract sockets to processes outside
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from functools import cache
+
+from buildsys.engine.local.syscalls import PR_SET_NO_NEW_PRIVS, prctl, syscall
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+RULESET_VERSION = 1
+RULE_PATH_BENEATH = 1
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE = 1 << 4, 1 << 5
+MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK = 1 << 6, 1 << 7, 1 << 8, 1 << 9
+MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = 1 << 10, 1 << 11, 1 << 12
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1 << 0, 1 << 1
+
+READ = EXECUTE | READ_FILE | READ_DIR
+ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+
+
+@cache
+def abi() -> int:
+    """The kernel's version of Landlock; 0 where it has none or it is switched off."""
+    try:
+        return syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(RULESET_VERSION))
+    except OSError:
+        return 0
+
+
+def handled_rights(version: int) -> int:
+    """Every right on files that this version of the interface can restrict."""
+    rights = (1 << 13) - 1
+    rights |= REFER if version >= 2 else 0
+    rights |= TRUNCATE if version >= 3 else 0
+    return rights | (IOCTL_DEV if version >= 5 else 0)
+
+
+def confine(writable: Iterable[str]) -> None:
+    """From now on this process and all that it starts write only below `writable`.
+
+    Files that are open already stay as they are. OSError where the kernel refuses, or where a
+    path of `writable` does not exist.
+    """
+    version = abi()
+    rights = handled_rights(version)
+    ruleset = _create_ruleset(version, rights)
+    try:
+        _allow(ruleset, "/", rights & READ)
+        for path in writable:
+            _allow(ruleset, path, rights & ~(MAKE_CHAR | MAKE_BLOCK))
+        for path in DEVICES:
+            _allow(ruleset, path, rights & (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV))
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        syscall(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+    finally:
+        os.close(ruleset)
+
+
+def _create_ruleset(version: int, rights: int) -> int:
+    """struct landlock_ruleset_attr grew with the versions; send the part that this one has."""
+    scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL
+    fields = (rights,) if version < 4 else (rights, 0) if version < 6 else (rights, 0, scoped)
+    attributes = (ctypes.c_uint64 * len(fields))(*fields)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    return syscall(CREATE_RULESET, attributes, size, ctypes.c_uint32(0))
+
+
+class _PathBeneath(ctypes.Structure):
+    """struct landlock_path_beneath_attr."""
+
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not os.path.isdir(path):
+            rights &= ON_FILES
+        attributes = _PathBeneath(rights, opened)
+        rule = ctypes.c_int(RULE_PATH_BENEATH)
+        beneath = ctypes.byref(attributes)
+        syscall(ADD_RULE, ctypes.c_int(ruleset), rule, beneath, ctypes.c_uint32(0))
+    finally:
+        os.close(opened)

@@ -1,0 +1,307 @@
+"""The process that starts every step and ends every step, and outlives a killed qbuild.
+
+It has one thread, so that PR_SET_PDEATHSIG means what it says; it is a subreaper, so that
+nothing a step leaves behind escapes it; and it keeps the build folder's lock open until its
+last descendant is gone, so that the orphans of a killed qbuild never write beside the next one.
+It does what qbuild says over a socket and ends everything when that socket closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from buildsys.engine.executor import Ended, Order, Progress, Started
+from buildsys.engine.local import landlock, process_tree
+from buildsys.engine.local.running_step import RunningStep, kill_quietly
+from buildsys.engine.local.spawn import UNCONFINED, spawn_interpreter, spawn_program
+from buildsys.engine.local.syscalls import PR_SET_CHILD_SUBREAPER, prctl
+from buildsys.engine.local.warm_worker import Kind, WarmWorker, WorkerLost
+from buildsys.engine.local.wire import Lines, encode, order_from_json
+
+READ_SIZE = 1 << 18
+WORKER_STARTS = 2  # a worker that dies is started once more; then its steps fail
+
+
+def main(arguments: list[str]) -> None:
+    """arguments: the descriptor of the socket to qbuild; the lock's, if any, is just kept."""
+    for name in arguments:
+        os.set_inheritable(int(name), False)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    supervisor = Supervisor(socket.socket(fileno=int(arguments[0])))
+    try:
+        supervisor.run()
+    finally:
+        supervisor.end_everything()
+
+
+class Supervisor:
+    """Invariant: every child of this process is a worker, the process of a step in `_steps`,
+    or the orphan of a step whose own process is gone."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._lines = Lines()
+        self._out = bytearray()
+        self._steps: dict[int, RunningStep] = {}
+        self._ending: list[RunningStep] = []
+        self._workers: dict[Kind, WarmWorker] = {}
+        self._starts: dict[Kind, int] = {"python": 0, "light": 0}
+        self._worker_pids: set[int] = set()
+        self._orphans: dict[int, RunningStep] = {}
+        self._closing = False
+        self._ready: dict[int, Callable[[], None]] = {}
+        self._poll = select.epoll()
+        self._watch(control.fileno(), self._read_control)
+        control.setblocking(False)
+        self._watch_signals()
+
+    # The loop
+
+    def run(self) -> None:
+        """Serve until qbuild's end of the socket is closed."""
+        gc.freeze()
+        while not self._closing:
+            self._wait()
+            self._reap()
+            now = time.monotonic()
+            for step in self._steps.values():
+                if now >= step.due():
+                    step.tick(now)
+            self._flush()
+
+    def _wait(self) -> None:
+        due = min((step.due() for step in self._steps.values()), default=None)
+        timeout = None if due is None else max(due - time.monotonic(), 0)
+        for fd, _ in self._poll.poll(timeout):
+            if fd in self._ready:
+                self._ready[fd]()
+
+    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._ready[fd] = callback
+        self._poll.register(fd, select.EPOLLIN)
+
+    def _forget(self, fd: int) -> None:
+        del self._ready[fd]
+        self._poll.unregister(fd)
+
+    def _watch_signals(self) -> None:
+        """A signal becomes a byte in a pipe, so that the loop wakes and nothing is interrupted."""
+        wake, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        # The terminal's Ctrl-C is qbuild's to answer; asked to end, this ends everything.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._close)
+        self._watch(wake, lambda: _drain(wake))
+
+    def _close(self, *_: object) -> None:
+        self._closing = True
+
+    # qbuild's end
+
+    def _read_control(self) -> None:
+        try:
+            data = self._control.recv(READ_SIZE)
+        except BlockingIOError:  # woken because there is room to write
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._closing = True
+        for verb, value in self._lines.feed(data):
+            if verb == "submit":
+                self._submit(order_from_json(value))
+            elif verb == "cancel":
+                self._cancel(value)
+
+    def _tell(self, event: Started | Progress | Ended) -> None:
+        self._out += encode([type(event).__name__, *event])
+
+    def _flush(self) -> None:
+        """Send what there is; where qbuild does not read, keep the rest and never wait."""
+        if not self._out:
+            return
+        try:
+            del self._out[: self._control.send(self._out)]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            self._closing = True
+        wanted = select.EPOLLIN | (select.EPOLLOUT if self._out else 0)
+        self._poll.modify(self._control, wanted)
+
+    # Starting
+
+    def _submit(self, order: Order) -> None:
+        if order.argv:
+            self._start(order, spawn_program, () if landlock.abi() else (UNCONFINED,))
+        elif order.worker == "fresh":
+            self._start(order, spawn_interpreter)
+        else:
+            self._submit_warm(order, order.worker)
+
+    def _start(
+        self, order: Order, spawn: Callable[[Order, int], int], warnings: tuple[str, ...] = ()
+    ) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(read, False)
+        try:
+            pid = spawn(order, write)
+        except OSError as error:
+            os.close(read)
+            self._tell(refused(order, f"cannot start the step's process: {error}"))
+            return
+        except WorkerLost:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        step = self._steps[pid] = RunningStep(order, pid, read, warnings)
+        if not order.argv:
+            self._watch(read, lambda: self._hear(step))
+        self._tell(Started(order.id, pid, time.time()))
+
+    def _hear(self, step: RunningStep) -> None:
+        for progress in step.read_events():
+            self._tell(progress)
+        if step.silent:
+            self._forget(step.events)
+
+    def _submit_warm(self, order: Order, kind: Kind) -> None:
+        worker = self._workers.get(kind) or self._start_worker(kind)
+        if not worker.ready:
+            worker.queue.append(order)
+        elif worker.threads > 1:
+            self._start(order, spawn_interpreter, (many_threads(worker.threads),))
+        else:
+            try:
+                self._start(order, worker.fork)
+                self._starts[kind] = 0
+            except WorkerLost as lost:
+                worker.queue.append(order)
+                self._lose(worker, lost)
+
+    def _start_worker(self, kind: Kind) -> WarmWorker:
+        worker = self._workers[kind] = WarmWorker(kind)
+        self._starts[kind] += 1
+        self._worker_pids.add(worker.pid)
+        self._watch(worker.channel.fileno(), lambda: self._hear_worker(worker))
+        return worker
+
+    def _hear_worker(self, worker: WarmWorker) -> None:
+        try:
+            worker.receive()
+        except WorkerLost as lost:
+            self._lose(worker, lost)
+            return
+        waiting, worker.queue = worker.queue, type(worker.queue)()
+        for order in waiting:
+            self._submit_warm(order, worker.kind)
+
+    def _lose(self, worker: WarmWorker, lost: WorkerLost) -> None:
+        """Start the worker anew for what waits for it, or say why that was not enough."""
+        self._forget(worker.channel.fileno())
+        worker.end()
+        del self._workers[worker.kind]
+        if worker.queue and self._starts[worker.kind] < WORKER_STARTS:
+            self._start_worker(worker.kind).queue = worker.queue
+            return
+        self._starts[worker.kind] = 0
+        for order in worker.queue:
+            self._tell(refused(order, str(lost)))
+
+    # Ending
+
+    def _cancel(self, name: str) -> None:
+        for worker in self._workers.values():
+            for order in [order for order in worker.queue if order.id == name]:
+                worker.queue.remove(order)
+                self._tell(refused(order, "cancelled"))
+        for step in self._steps.values():
+            if step.order.id == name:
+                step.kill("cancel")
+
+    def _reap(self) -> None:
+        """Take note of every process that has ended, and of what the steps among them left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            cpu = usage.ru_utime + usage.ru_stime
+            if pid in self._steps:
+                step = self._steps.pop(pid)
+                step.reaped(status, cpu, usage.ru_maxrss * process_tree.KIB)
+                self._ending.append(step)
+            elif pid in self._orphans:
+                self._orphans.pop(pid).cpu += cpu
+            else:
+                self._worker_pids.discard(pid)
+        if self._ending:
+            self._end_steps()
+
+    def _end_steps(self) -> None:
+        """Kill what ended steps left behind; a step of which nothing is left has ended."""
+        known = self._steps.keys() | self._worker_pids
+        held: list[RunningStep] = []
+        for pid in process_tree.children(os.getpid()):
+            if pid in known:
+                continue
+            owners = [step for step in self._ending if step.owns(pid)] or self._ending
+            held += owners
+            if pid not in self._orphans:
+                self._orphans[pid] = owners[0]
+                owners[0].strays += owners[0].stop is None
+            kill_quietly(pid, signal.SIGKILL)
+        for step in [step for step in self._ending if step not in held]:
+            self._ending.remove(step)
+            self._finish(step)
+
+    def _finish(self, step: RunningStep) -> None:
+        for progress in step.read_events():
+            self._tell(progress)
+        if step.events in self._ready:
+            self._forget(step.events)
+        os.close(step.events)
+        self._tell(step.result())
+
+    def end_everything(self) -> None:
+        """Kill every descendant and wait until the last one is gone."""
+        while True:
+            for child in process_tree.children(os.getpid()):
+                for pid in process_tree.tree(child):
+                    kill_quietly(pid, signal.SIGKILL)
+            # A dead child's own children are this process's from that moment: look again.
+            try:
+                os.wait4(-1, 0)
+            except ChildProcessError:
+                return
+
+
+def refused(order: Order, error: str) -> Ended:
+    """The end of an order that never ran."""
+    return Ended(order.id, 1, 0, False, False, error, "", {}, (), 0.0, 0.0, 0, 0)
+
+
+def many_threads(count: int) -> str:
+    return (
+        f"the warm worker has {count} threads after its imports and cannot fork safely; "
+        "this step imports everything anew"
+    )
+
+
+def _drain(fd: int) -> None:
+    try:
+        while len(os.read(fd, READ_SIZE)) == READ_SIZE:
+            pass
+    except BlockingIOError:
+        pass
