@@ -150,6 +150,13 @@ class Family:
         return found
 
     @cached_property
+    def up_down_pairs(self) -> tuple[tuple[Linear, Linear], ...]:
+        """(up, down) of every layer: down is linear in what up writes."""
+        ups = {linear.layer: linear for linear in self.linears.values() if linear.kind == "up"}
+        downs = [linear for linear in self.linears.values() if linear.kind == "down"]
+        return tuple((ups[down.layer], down) for down in downs)
+
+    @cached_property
     def matrices(self) -> dict[Matrix, tuple[int, int]]:
         """Every rotation matrix that acts on this family -> (its size, how many there are)."""
         found: dict[Matrix, tuple[int, int]] = {}

@@ -134,15 +134,14 @@ def rescaled_linears(rescale: Mapping[str, Tensor], family: Family) -> dict[str,
 
     Raises ModelError for a name that is no down_proj of the family, or a wrong length.
     """
-    ups = {linear.layer: linear for linear in family.linears.values() if linear.kind == "up"}
+    ups = {down.name: up for up, down in family.up_down_pairs}
     factors: dict[str, Tensor] = {}
     for name, s in rescale.items():
-        linear = family.linears.get(name)
-        if linear is None or linear.kind != "down" or s.shape != linear.shape[1:]:
+        if name not in ups or s.shape != family.linears[name].shape[1:]:
             raise ModelError(
                 f"factors of shape {list(s.shape)} belong to no down_proj of this model",
                 tensor=name,
                 remedy="Make the rescaling factors for this model.",
             )
-        factors[name] = factors[ups[linear.layer].name] = s
+        factors[name] = factors[ups[name].name] = s
     return factors

@@ -1,0 +1,173 @@
+"""The state dict that mllm's QNN export makes of a model: int8 weights and static ranges.
+
+In state-dict order: a quantized weight is int8, transposed to [in, out] over storage that lies
+[out, in], followed by its `.scale` (0-d float32, already /127); biases stay float32, or with
+quant_bias become int32 with a `.scale`. Then, for every linear of the scales file in its order,
+`.input_scale`, `.output_scale` (0-d float32 magnitudes, not /127), `.clip_input`, `.clip_output`
+(0-d bool). Source: mllm v1 tools/qnn_convertor/export_qnn_model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+
+from buildsys.formats.tensors import TensorEntry, TensorSource, copy_tensor
+from buildsys.formats.torch_archive import StateDictWriter
+from buildsys.models.errors import ModelError
+from buildsys.models.family import Family, Linear
+from buildsys.models.scales import Scales
+from buildsys.quant.int8 import (
+    ActivationScale,
+    choose_scale,
+    quantize_bias,
+    quantize_weight,
+    share_scales,
+)
+
+# A linear whose activations are all zero still needs a range to divide by.
+SMALLEST_RANGE = 1e-5
+
+
+@dataclass(frozen=True)
+class LinearScales:
+    """The ranges and clip flags of one linear."""
+
+    input: ActivationScale
+    output: ActivationScale
+
+
+@dataclass(frozen=True)
+class Int8Layout:
+    """What becomes int8, and the ranges of all linears in the order of the scales file."""
+
+    quantized: frozenset[str]
+    scales: Mapping[str, LinearScales]
+    quant_bias: bool
+
+
+def quantized_linears(family: Family, *, vision: bool) -> list[Linear]:
+    """The linears that become int8, in state-dict order."""
+    return [
+        linear
+        for linear in family.linears.values()
+        if linear.quantized and (vision or linear.tower == "language")
+    ]
+
+
+def choose_scales(
+    family: Family, file: Scales, needed: Collection[str], threshold: float | None
+) -> dict[str, LinearScales]:
+    """Ranges and clip flags of every linear in a scales file.
+
+    threshold None: everything clips at its maximum, and a group that reads one tensor has one
+    input range. A number: mllm's own selection, left as mllm leaves it.
+    Raises ModelError naming a needed linear without a scale, a linear that the model does not
+    have, or one whose range is negative (mllm's signed maximum of an all-negative tensor).
+    """
+    for name in needed:
+        if name not in file.sides:
+            raise ModelError(
+                "is to be quantized and has no activation scale",
+                tensor=name,
+                remedy="Profile with samples that reach it (images reach the vision tower), or "
+                "set vision: false.",
+            )
+    for name in file.sides:
+        if name not in family.linears:
+            raise ModelError(
+                "has a scale, and is no linear of this model",
+                tensor=name,
+                remedy="The scales are of another model.",
+            )
+    chosen = {
+        name: LinearScales(
+            _choose(name, "input", sides[0].ori, sides[0].top_0_1, threshold),
+            _choose(name, "output", sides[1].ori, sides[1].top_0_1, threshold),
+        )
+        for name, sides in file.sides.items()
+    }
+    return chosen if threshold is not None else _grouped(family, chosen)
+
+
+def int8_entries(
+    tensors: TensorSource, names: Sequence[str], layout: Int8Layout
+) -> list[TensorEntry]:
+    """The table of int8.pth for the given tensors."""
+    entries = []
+    for name in names:
+        linear, _, part = name.rpartition(".")
+        shape, dtype = tensors.shape(name), torch.float32
+        if linear in layout.quantized and part == "weight":
+            rows, columns = shape
+            entries.append(TensorEntry(name, torch.int8, (columns, rows), (1, columns)))
+        else:
+            whole = layout.quant_bias and linear in layout.quantized
+            entries.append(TensorEntry(name, torch.int32 if whole else dtype, shape))
+        if entries[-1].dtype != dtype:
+            entries.append(TensorEntry(f"{name}.scale", dtype, ()))
+    return entries + [
+        TensorEntry(name, value.dtype, ()) for name, value in _scale_tensors(layout.scales)
+    ]
+
+
+def write_int8(
+    path: str | PathLike[str],
+    tensors: TensorSource,
+    names: Sequence[str],
+    layout: Int8Layout,
+    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> None:
+    """Write int8.pth, one tensor in memory at a time. Equal inputs give equal bytes."""
+    entries = int8_entries(tensors, names, layout)
+    table = {entry.name: entry.dtype for entry in entries}
+    with StateDictWriter(path, entries) as writer:
+        for done, name in enumerate(names):
+            progress(done, len(names), "tensors")
+            if table[name] == torch.float32:
+                copy_tensor(tensors, name, writer)
+                continue
+            if table[name] == torch.int8:
+                made = quantize_weight(tensors.read(name), name=name)
+                writer.write(name, made.values.t())
+            else:
+                made = quantize_bias(tensors.read(name), name=name)
+                writer.write(name, made.values)
+            writer.write(f"{name}.scale", made.scale)
+            tensors.release(name)
+        for name, value in _scale_tensors(layout.scales):
+            writer.write(name, value)
+    progress(len(names), len(names), "tensors")
+
+
+def _scale_tensors(scales: Mapping[str, LinearScales]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, both in scales.items():
+        yield f"{name}.input_scale", torch.tensor(both.input.magnitude, dtype=torch.float32)
+        yield f"{name}.output_scale", torch.tensor(both.output.magnitude, dtype=torch.float32)
+        yield f"{name}.clip_input", torch.tensor(both.input.clip)
+        yield f"{name}.clip_output", torch.tensor(both.output.clip)
+
+
+def _choose(
+    name: str, side: str, ori: float, top: float, threshold: float | None
+) -> ActivationScale:
+    chosen = choose_scale(ori, top, threshold=threshold)
+    if chosen.magnitude < 0:
+        raise ModelError(
+            f"the range of its {side} is {chosen.magnitude}, which is negative",
+            tensor=name,
+            remedy="Take the scales with statistics: absmax.",
+        )
+    return ActivationScale(max(chosen.magnitude, SMALLEST_RANGE), chosen.clip)
+
+
+def _grouped(family: Family, chosen: Mapping[str, LinearScales]) -> dict[str, LinearScales]:
+    present = [group for group in family.groups if all(name in chosen for name in group)]
+    shared = share_scales({name: both.input.magnitude for name, both in chosen.items()}, present)
+    return {
+        name: LinearScales(ActivationScale(shared[name], both.input.clip), both.output)
+        for name, both in chosen.items()
+    }

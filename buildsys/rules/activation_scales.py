@@ -1,0 +1,111 @@
+"""Rule `activation-scales`: static ranges of what every linear reads and writes.
+
+Text and images together: the language model sees merged vision tokens, and the vision tower
+gets ranges of its own. Statistics stream past; no activation is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from buildsys.rules.lineage import same_inputs
+from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
+from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
+
+if TYPE_CHECKING:
+    from buildsys.models.open import Model
+    from buildsys.models.samples import Samples
+    from buildsys.plan.graph import Plan, Step
+
+
+def check(step: Step, plan: Plan) -> Iterator[Problem]:
+    """The rotation and the factors must be this model's."""
+    yield from same_inputs(step, plan, "rotation", ["model"])
+    yield from same_inputs(step, plan, "rescale", ["model", "rotation"])
+
+
+RULE = Rule(
+    name="activation-scales",
+    doc="Activation ranges of every linear, in mllm's JSON.",
+    inputs={
+        "model": model_input("config", "weights", "tokenizer", "processor"),
+        "rotation": ROTATION,
+        "rescale": RESCALE,
+        "samples": InputSpec(
+            "Text and images that are run through the model.", kinds=("text", "images"), many=True
+        ),
+    },
+    options={
+        "statistics": {
+            "enum": ["absmax", "mllm"],
+            "default": "absmax",
+            "description": "absmax: of |x|. mllm: of the signed values, as mllm's tool takes them "
+            "(a tensor whose negative side is larger gets too small a range).",
+        },
+        "no_bias": {
+            "type": "boolean",
+            "default": True,
+            "description": "Take outputs before the bias, where the runtime adds it in float; "
+            "false only for int8 checkpoints with quant_bias.",
+        },
+    },
+    distributions=("torch", "transformers", "tokenizers", "pillow"),
+    worker="python",
+    threads=2,
+    float_sums=True,
+    check=check,
+)
+
+
+def make(step: StepContext) -> None:
+    """Profile. Raises ModelError naming a bad sample, QuantError where activations overflow."""
+    from buildsys.models.profile import profile
+    from buildsys.models.rotated import rotated_tensors
+    from buildsys.models.runtime import load_module
+    from buildsys.models.scales import write_scales
+
+    model, rotations, rescale = open_inputs(step)
+    samples = open_step_samples(step, model)
+    module = load_module(model, rotated_tensors(model, rotations, rescale=rescale))
+    statistics = profile(
+        model.family,
+        module,
+        samples,
+        mode=step.options["statistics"],
+        no_bias=step.options["no_bias"],
+        progress=step.progress,
+    )
+    unseen = [
+        linear.name
+        for linear in model.family.linears.values()
+        if linear.observed and linear.name not in statistics
+    ]
+    if unseen:
+        step.warn(f"{len(unseen)} linears saw no sample and have no scale, such as {unseen[0]}")
+    write_scales(step.out, statistics, made_with(step, samples))
+
+
+def open_step_samples(step: StepContext, model: Model) -> list[Samples]:
+    """Every source of input `samples`, opened for the model."""
+    from buildsys.models.samples import open_samples
+
+    return [
+        open_samples(model, given.kind, given.paths, given.options)
+        for given in step.inputs["samples"]
+    ]
+
+
+def made_with(step: StepContext, samples: list[Samples]) -> dict[str, Any]:
+    """The "qbuild" section: what the scales must be used with, and what they were taken on."""
+    return {
+        "statistics": step.options["statistics"],
+        "no_bias": step.options["no_bias"],
+        "model": digest_of(step, "model"),
+        "rotation": digest_of(step, "rotation"),
+        "rescale": digest_of(step, "rescale"),
+        "samples": [
+            {"source": given.name, "digest": given.digest, "count": len(part)}
+            for given, part in zip(step.inputs["samples"], samples, strict=True)
+        ],
+    }

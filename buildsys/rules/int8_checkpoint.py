@@ -1,0 +1,249 @@
+"""Rule `int8-checkpoint`: the state dict that mllm's NPU model is made from, and what its
+runtime must be told: the layers that need a shadow on the CPU.
+
+mllm's runtime reads the clip flags in its shadow op only, and which layers have one is written
+in its C++ configs. A threshold that selects layers there is nothing to repair them with ruins
+the model, so `clip: all` is the default and `runtime_config` is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from buildsys.errors import StepError
+from buildsys.rules.lineage import same_inputs
+from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
+from buildsys.rules.spec import ANY_FILE, InputSpec, OutputSpec, Problem, Rule, StepContext
+
+if TYPE_CHECKING:
+    from buildsys.models.family import Family
+    from buildsys.models.int8_state import LinearScales
+    from buildsys.models.open import Model
+    from buildsys.models.rotations import Rotations
+    from buildsys.models.scales import Scales
+    from buildsys.plan.graph import Plan, Step
+
+# Layers whose down_proj has a shadow op, by the name of mllm v1's config (QWenNPUConfig).
+RUNTIME_CONFIGS: Mapping[str, frozenset[int]] = {
+    "1.8b": frozenset({1, 2, 26}),
+    "1.5b": frozenset({1, 2, 4, 5, 26}),
+    "1.5b-vl": frozenset({1, 26}),
+    "1.8b-rotated": frozenset(),
+    "1.5b-rotated": frozenset(),
+    "1.5b-vl-rotated": frozenset(),
+}
+LARGEST_FP16 = 65504.0
+
+
+def check(step: Step, plan: Plan) -> Iterator[Problem]:
+    """Scales, rotation and factors belong together; a threshold is given where one is needed."""
+    yield from same_inputs(step, plan, "rotation", ["model"])
+    yield from same_inputs(step, plan, "rescale", ["model", "rotation"])
+    yield from same_inputs(step, plan, "scales", ["model", "rotation", "rescale"])
+    if step.options["clip"] == "threshold" and step.options["t01m_clip_threshold"] is None:
+        yield Problem(
+            "clip: threshold needs a t01m_clip_threshold",
+            remedy="mllm's examples use 64; clip: all needs none.",
+            option="clip",
+        )
+
+
+RULE = Rule(
+    name="int8-checkpoint",
+    doc="int8.pth for mllm's NPU runtime: int8 weights, static ranges and clip flags.",
+    inputs={
+        "model": model_input("config", "weights"),
+        "rotation": ROTATION,
+        "rescale": RESCALE,
+        "scales": InputSpec(
+            "Activation ranges, taken with the same model, rotation and factors.", kinds=ANY_FILE
+        ),
+    },
+    outputs={
+        "shadow_layers": OutputSpec(
+            "Which layers a threshold leaves unclipped, as JSON.", "shadow_layers.json"
+        )
+    },
+    options={
+        "target": {
+            "enum": ["mllm-v1-text", "mllm-v1-vl", None],
+            "default": None,
+            "description": "The runtime's numeric profile; by default mllm-v1-vl for models with "
+            "a vision tower, else mllm-v1-text.",
+        },
+        "clip": {
+            "enum": ["all", "threshold"],
+            "default": "all",
+            "description": "all: every range is the maximum. threshold: mllm's own selection of "
+            "outlier layers, which its runtime must shadow.",
+        },
+        "t01m_clip_threshold": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "default": None,
+            "description": "mllm's threshold; implies clip: threshold.",
+        },
+        "quant_bias": {
+            "type": "boolean",
+            "default": False,
+            "description": "Quantize biases to int32 (configs without rotation).",
+        },
+        "vision": {
+            "type": "boolean",
+            "default": True,
+            "description": "Quantize the vision tower; false leaves it in float.",
+        },
+        "runtime_config": {
+            "enum": [*RUNTIME_CONFIGS, None],
+            "default": None,
+            "description": "The mllm config that will run it: its shadow layers are checked.",
+        },
+    },
+    distributions=("torch",),
+    worker="python",
+    check=check,
+)
+
+
+def make(step: StepContext) -> None:
+    """Quantize. Raises ModelError naming a linear without a scale, StepError where scales and
+    rotation do not belong together or the runtime would not shadow a layer that needs it."""
+    from buildsys.models.int8_state import Int8Layout, choose_scales, quantized_linears, write_int8
+    from buildsys.models.rotated import rotated_tensors
+    from buildsys.models.scales import read_scales
+
+    model, rotations, rescale = open_inputs(step)
+    file = read_scales(step.one("scales").path)
+    _check_making(step, file)
+    family = model.family
+    quantized = [linear.name for linear in quantized_linears(family, vision=step.options["vision"])]
+    scales = choose_scales(family, file, quantized, step.options["t01m_clip_threshold"])
+    _tell_shadow_layers(step, family, scales)
+    _tell_runtime(step, model, rotations, scales)
+    tensors = rotated_tensors(model, rotations, rescale=rescale)
+    names = [name for name in tensors.names() if not _folded_away(name, family, rotations)]
+    layout = Int8Layout(frozenset(quantized), scales, step.options["quant_bias"])
+    write_int8(step.out, tensors, names, layout, step.progress)
+
+
+def target_of(step: StepContext, family: Family) -> str:
+    """The numeric profile of the language model."""
+    sees = any(linear.tower == "vision" for linear in family.linears.values())
+    return str(step.options["target"] or ("mllm-v1-vl" if sees else "mllm-v1-text"))
+
+
+def _check_making(step: StepContext, file: Scales) -> None:
+    """Scales of qbuild's must have been taken with what this step is given."""
+    if not file.made_with:
+        step.warn("the scales do not say which rotation they were taken with: not checked")
+        return
+    for name in ("rotation", "rescale"):
+        mine, its = digest_of(step, name), file.made_with.get(name)
+        if mine != its:
+            raise StepError(
+                f"the scales were taken with {name} {_short(its)}, this step has {_short(mine)}",
+                remedy="Take the scales anew with the same model, rotation and factors.",
+            )
+    if step.options["quant_bias"] and file.made_with.get("no_bias"):
+        raise StepError(
+            "quant_bias adds the bias before the output is quantized, and the scales were taken "
+            "before the bias",
+            remedy="Take the scales with no_bias: false.",
+        )
+
+
+def _short(digest: Any) -> str:
+    return "none" if digest is None else str(digest)[:12]
+
+
+def _folded_away(name: str, family: Family, rotations: Rotations | None) -> bool:
+    """A turned vision tower runs under RMSNorm, and its LayerNorms' biases are zero: mllm's
+    state dict has none."""
+    norm = family.norms.get(name.removesuffix(".bias"))
+    return (
+        rotations is not None
+        and norm is not None
+        and norm.bias
+        and rotations.turns(norm.tower)
+        and name.endswith(".bias")
+    )
+
+
+def _tell_shadow_layers(
+    step: StepContext, family: Family, scales: Mapping[str, LinearScales]
+) -> None:
+    """Write shadow_layers.json, warn of the layers in it, and hold them to `runtime_config`."""
+    loose = [name for name, both in scales.items() if not (both.input.clip and both.output.clip)]
+    linears = [family.linears[name] for name in loose if family.linears[name].quantized]
+    layers = sorted(
+        each.layer for each in linears if each.kind == "down" and each.layer is not None
+    )
+    content = {
+        "target": target_of(step, family),
+        "t01m_clip_threshold": step.options["t01m_clip_threshold"],
+        "shadow_layers": layers,
+        "no_clip_input": [name for name in loose if not scales[name].input.clip],
+        "no_clip_output": [name for name in loose if not scales[name].output.clip],
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    step.outputs["shadow_layers"].write_text(text, encoding="utf-8")
+    step.note("shadow_layers", layers)
+    if not linears:
+        return
+    told = ", ".join(linear.name for linear in linears)
+    step.warn(f"the threshold leaves {len(linears)} linears unclipped for shadow layers: {told}")
+    config = step.options["runtime_config"]
+    if config is not None:
+        shadowed = RUNTIME_CONFIGS[config]
+        lost = [each.name for each in linears if each.kind != "down" or each.layer not in shadowed]
+        if lost:
+            raise StepError(
+                f"config '{config}' of mllm does not shadow {', '.join(lost)}: values above their "
+                "range would saturate unrepaired",
+                remedy="Use clip: all, another threshold, or a config that shadows these layers.",
+            )
+
+
+def _tell_runtime(
+    step: StepContext,
+    model: Model,
+    rotations: Rotations | None,
+    scales: Mapping[str, LinearScales],
+) -> None:
+    """Say what the artifact needs of the runtime, and what it will suffer there."""
+    target = target_of(step, model.family)
+    step.note("target", target)
+    if target == "mllm-v1-text":
+        _warn_of_fp16(step, model.family, scales)
+    if model.config.vision is None:
+        return
+    if step.options["vision"] and (rotations is None or not rotations.turns("vision")):
+        step.warn(
+            "mllm's NPU vision tower uses RMSNorm: one that is not turned needs LayerNorm and "
+            "cannot run there; rotate with vision: true"
+        )
+    if rotations is not None:
+        step.warn(
+            "run it with a '-rotated' config of mllm, and decode with an untied one: the head of "
+            "a rotated model is not its embedding"
+        )
+
+
+def _warn_of_fp16(step: StepContext, family: Family, scales: Mapping[str, LinearScales]) -> None:
+    """The text runtime holds gate and up outputs, and their product, in float16."""
+    gates = {each.layer: each.name for each in family.linears.values() if each.kind == "gate"}
+    above = {}
+    for up, _ in family.up_down_pairs:
+        gate = gates[up.layer]
+        if gate in scales and up.name in scales:
+            product = scales[gate].output.magnitude * scales[up.name].output.magnitude
+            if product > LARGEST_FP16:
+                above[up.layer] = product
+    if above:
+        told = ", ".join(str(layer) for layer in above)
+        step.warn(
+            f"gate x up can reach {max(above.values()):.0f} in layers {told}; this runtime "
+            f"multiplies them in float16, which ends at {LARGEST_FP16:.0f}"
+        )

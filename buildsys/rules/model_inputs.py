@@ -1,0 +1,53 @@
+"""The inputs that every rule over a model takes, and how a running step opens them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildsys.rules.spec import ANY_FILE, InputSpec, ModelPart
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from buildsys.models.open import Model
+    from buildsys.models.rotations import Rotations
+    from buildsys.rules.spec import StepContext
+
+MODEL_KINDS = ("model", "artifact", "folder")
+ROTATION = InputSpec(
+    "A rotation.bin of rule rotation or of mllm's tools; without it nothing is turned.",
+    kinds=ANY_FILE,
+    required=False,
+)
+RESCALE = InputSpec(
+    "Factors of rule rescale, applied after the rotation.", kinds=ANY_FILE, required=False
+)
+
+
+def model_input(*parts: ModelPart) -> InputSpec:
+    """The input `model`: a model source, or an artifact that is a model folder."""
+    return InputSpec("The model's folder: config, weights, tokenizer.", MODEL_KINDS, parts=parts)
+
+
+def open_inputs(step: StepContext) -> tuple[Model, Rotations | None, dict[str, Tensor]]:
+    """The step's model, its rotation and its rescaling factors (empty without them).
+
+    Raises ModelError or FormatError, naming tensor, matrix or field.
+    """
+    from buildsys.models.open import open_model
+    from buildsys.models.rescaling import load_rescaling
+    from buildsys.models.rotations import load_rotations
+
+    model = open_model(step.one("model").path)
+    rotation, rescale = step.maybe("rotation"), step.maybe("rescale")
+    return (
+        model,
+        None if rotation is None else load_rotations(rotation.path, model.family),
+        {} if rescale is None else load_rescaling(rescale.path),
+    )
+
+
+def digest_of(step: StepContext, name: str) -> str | None:
+    """The content digest of an optional input; None where it is not given."""
+    given = step.maybe(name)
+    return None if given is None else given.digest
