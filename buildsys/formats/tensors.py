@@ -196,6 +196,10 @@ class JoinedSource:
         self.metadata = metadata
         self._owners = dict(owners)
 
+    def parts(self) -> list[TensorSource]:
+        """The files, in the order in which their tensors come."""
+        return list({id(owner): owner for owner in self._owners.values()}.values())
+
     def names(self) -> Sequence[str]:
         return list(self._owners)
 

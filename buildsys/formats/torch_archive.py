@@ -16,12 +16,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import IO, TypeAlias
 
 import torch
 from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
 
-from buildsys.formats.ordered_writer import OrderedWriter, open_for_writing
+from buildsys.formats.ordered_writer import OrderedWriter, check_names, open_for_writing
 from buildsys.formats.tensors import TensorEntry
 
 TOP = "archive"
@@ -45,11 +46,13 @@ _STORAGES = {
 }
 
 # What may stand in the tree around the tensors.
-Tree: TypeAlias = "TensorEntry | str | int | float | bool | list[Tree] | dict[str, Tree] | None"
+Tree: TypeAlias = (
+    "TensorEntry | str | int | float | bool | Sequence[Tree] | Mapping[str, Tree] | None"
+)
 
 
 class TorchArchiveWriter(OrderedWriter):
-    """Writes a tree of dicts and lists whose leaves are `TensorEntry`s or plain values.
+    """Writes a tree of dicts and lists (tuples become lists) whose leaves are `TensorEntry`s or plain values.
 
     The payloads are then taken in the order in which the entries stand in the tree (their
     names must differ; they name the payload, and are not stored).
@@ -107,12 +110,8 @@ class StateDictWriter(TorchArchiveWriter):
     """Writes a state dict: names to tensors, in the order of the table, strides kept."""
 
     def __init__(self, path: str | PathLike[str], entries: Sequence[TensorEntry]) -> None:
-        tree: dict[str, Tree] = {entry.name: entry for entry in entries}
-        if len(tree) != len(entries):
-            # Let the base class name the one that is there twice.
-            super().__init__(path, list(entries))
-        else:
-            super().__init__(path, tree)
+        check_names(Path(path), entries)
+        super().__init__(path, {entry.name: entry for entry in entries})
 
 
 def save_state_dict(path: str | PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -194,11 +193,13 @@ def _stand_in(tree: Tree, keys: dict[str, int]) -> object:
     """The tree with fresh objects only, and stand-ins for its tensors."""
     if isinstance(tree, TensorEntry):
         return _Tensor(tree, keys.setdefault(tree.name, len(keys)))
-    if isinstance(tree, dict):
+    if isinstance(tree, str):
+        return _fresh(tree)
+    if isinstance(tree, Mapping):
         return {_fresh(key): _stand_in(value, keys) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if isinstance(tree, Sequence):
         return [_stand_in(value, keys) for value in tree]
-    return _fresh(tree) if isinstance(tree, str) else tree
+    return tree
 
 
 def _fresh(text: str) -> str:
@@ -208,9 +209,9 @@ def _fresh(text: str) -> str:
 def _entries_in(tree: Tree) -> list[TensorEntry]:
     if isinstance(tree, TensorEntry):
         return [tree]
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return [entry for value in tree.values() for entry in _entries_in(value)]
-    if isinstance(tree, list):
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [entry for value in tree for entry in _entries_in(value)]
     return []
 

@@ -21,6 +21,7 @@ from buildsys.formats.torch_archive import (
     ALIGNMENT,
     StateDictWriter,
     TorchArchiveWriter,
+    Tree,
     save_state_dict,
 )
 from buildsys.formats.torch_file import TorchFileSource, load_guarded
@@ -150,12 +151,13 @@ def test_one_name_twice_is_refused(tmp_path: Path) -> None:
 
 def test_trees_keep_lists_and_plain_values(tmp_path: Path) -> None:
     entry = TensorEntry("w", torch.float64, (2,))
-    tree = {"list": [entry, 3], "made": {"by": "test", "ok": True, "x": 0.5, "none": None}}
-    with TorchArchiveWriter(tmp_path / "a.bin", tree) as writer:  # type: ignore[arg-type]  # invariance
+    made = {"by": "test", "ok": True, "x": 0.5, "none": None}
+    tree: Tree = {"list": (entry, 3), "made": made}
+    with TorchArchiveWriter(tmp_path / "a.bin", tree) as writer:
         writer.write("w", torch.ones(2, dtype=torch.float64))
     read = torch.load(tmp_path / "a.bin", weights_only=True)
     assert torch.equal(read["list"][0], torch.ones(2, dtype=torch.float64))
-    assert (read["list"][1], read["made"]) == (3, tree["made"])
+    assert (read["list"][1], read["made"]) == (3, made)
 
 
 def test_interrupted_writing_leaves_no_file(tmp_path: Path) -> None:
