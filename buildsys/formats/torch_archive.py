@@ -52,9 +52,9 @@ Tree: TypeAlias = (
 
 
 class TorchArchiveWriter(OrderedWriter):
-    """Writes a tree of dicts and lists (tuples become lists) whose leaves are `TensorEntry`s or plain values.
+    """Writes a tree of dicts and lists whose leaves are `TensorEntry`s or plain values.
 
-    The payloads are then taken in the order in which the entries stand in the tree (their
+    Tuples become lists. The payloads are then taken in the order in which the entries stand in the tree (their
     names must differ; they name the payload, and are not stored).
     """
 
