@@ -54,8 +54,8 @@ Tree: TypeAlias = (
 class TorchArchiveWriter(OrderedWriter):
     """Writes a tree of dicts and lists whose leaves are `TensorEntry`s or plain values.
 
-    Tuples become lists. The payloads are then taken in the order in which the entries stand in the tree (their
-    names must differ; they name the payload, and are not stored).
+    Tuples become lists. The payloads are then taken in the order in which the entries stand in
+    the tree (their names must differ; they name the payload, and are not stored).
     """
 
     def __init__(self, path: str | PathLike[str], tree: Tree) -> None:
