@@ -252,7 +252,7 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
     spelled: list[Json] = [
         {
             "if": {"required": ["rule"], "properties": {"rule": {"const": name}}},
-            "then": {"$ref": f"#/$defs/{name}"},
+            "then": {"$ref": f"#/$defs/rule-{name}"},
         }
         for name in sorted(rules)
     ]
@@ -288,6 +288,6 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
             "artifact": general,
             "source": source_schema(expressions=True),
             "reference": reference_schema(),
-            **{name: spelled_out(rule) for name, rule in sorted(rules.items())},
+            **{f"rule-{name}": spelled_out(rule) for name, rule in sorted(rules.items())},
         },
     }
