@@ -22,6 +22,8 @@ _SYLVESTER_FACTOR = 16
 # Numbers handled at a time: the float64 temporaries of a step stay within a few times 2 MiB,
 # inside the cache.
 CHUNK = 1 << 18
+# Rows are turned fewer at a time: their temporaries are transposed, which the cache must hold.
+ROWS_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class Kronecker:
         if wide and numbers:
             wide[0] = torch.stack(numbers).prod() * wide[0]
             object.__setattr__(self, "factors", tuple(wide))
+
+    def transpose_times_rows(self, x: Tensor) -> Tensor:
+        """K^T x^T [n, m] for x [m, n]: the last factor first, each product transposed.
+
+        A product of many rows with a small factor, written transposed, moves that factor's axis
+        to the front; after all of them the axes stand in order before the rows.
+        """
+        count, size = x.shape
+        for factor in reversed(self.factors):
+            x = torch.matmul(factor.T, x.reshape(-1, len(factor)).T)
+        return x.reshape(size, count)
 
     def transpose_times(self, x: Tensor) -> Tensor:
         """K^T x for x [n, m], without forming K."""
@@ -55,19 +68,30 @@ class Kronecker:
 
 @dataclass(frozen=True)
 class SignedPermutation:
-    """M[i, target[i]] = sign[i] and zero elsewhere; sign is +-1 in float64, target int64."""
+    """M[i, target[i]] = sign[i] and zero elsewhere; sign is +-1 in float64, target int64.
+
+    No target: diag(sign).
+    """
 
     sign: Tensor
-    target: Tensor
+    target: Tensor | None = None
+
+    def transpose_times_rows(self, x: Tensor) -> Tensor:
+        """M^T x^T [n, m] for x [m, n]."""
+        return self.transpose_times(x.T.contiguous())
 
     def transpose_times(self, x: Tensor) -> Tensor:
         """M^T x for x [n, m]."""
+        if self.target is None:
+            return x * self.sign[:, None]
         y = torch.empty_like(x)
         y[self.target] = x * self.sign[:, None]
         return y
 
     def transposed(self) -> SignedPermutation:
         """M^T, which is also the inverse."""
+        if self.target is None:
+            return self
         source = torch.argsort(self.target)
         return SignedPermutation(self.sign[source], source)
 
@@ -93,6 +117,15 @@ class Rotation:
         for stage in self.stages:
             x = stage.transpose_times(x)
         return x if self.divisor == 1.0 else x / self.divisor
+
+    def turn_rows(self, x: Tensor) -> Tensor:
+        """x R for x [m, size] of any floating type; float64, as the transpose of a new tensor."""
+        first, *rest = self.stages
+        if isinstance(first, SignedPermutation) and first.target is None and rest:
+            x = x * first.sign
+            first, *rest = rest
+        columns = first.transpose_times_rows(x.to(torch.float64))
+        return Rotation(self.size, tuple(rest), self.divisor).turn(columns).T
 
     def inverse(self) -> Rotation:
         """The rotation by R^T."""

@@ -53,10 +53,7 @@ def make_rotation(
         power, odd = _split(size)
         factors = (*sylvester_factors(power), words.orthogonal(odd))
         divisor = math.sqrt(power)
-    identity = torch.arange(size)
-    return Rotation(
-        size, (SignedPermutation(words.signs(size), identity), Kronecker(factors)), divisor
-    )
+    return Rotation(size, (SignedPermutation(words.signs(size)), Kronecker(factors)), divisor)
 
 
 def method_of(size: int, method: Method) -> Literal["hadamard", "kronecker"]:

@@ -95,7 +95,7 @@ def _signed_kronecker(R: Tensor, order: int, sylvester_inner: bool) -> Rotation 
         factors, row_sign = (A, *sylvester_factors(order)), sign.reshape(n)
     else:
         factors, row_sign = (*sylvester_factors(order), A), sign.T.reshape(n)
-    return Rotation(n, (SignedPermutation(row_sign, torch.arange(n)), Kronecker(factors)))
+    return Rotation(n, (SignedPermutation(row_sign), Kronecker(factors)))
 
 
 def _layernorm_rotation(R: Tensor) -> Rotation | None:

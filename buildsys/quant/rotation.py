@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from buildsys.quant.errors import QuantError
-from buildsys.quant.factored import Rotation, spans
+from buildsys.quant.factored import ROWS_CHUNK, Rotation, spans
 
 
 def fuse_norm(W: Tensor, gain: Tensor, *, blocks: int = 1, out: Tensor | None = None) -> Tensor:
@@ -53,11 +53,10 @@ def rotate_input(W: Tensor, R: Rotation, *, blocks: int = 1, out: Tensor | None 
     """
     source, target, out = _matrices(W, out)
     _check_width(source.shape[1], R, blocks, "in_features")
-    for first, count in spans(len(source), source.shape[1]):
+    for first, count in spans(len(source), source.shape[1], ROWS_CHUNK):
         rows = slice(first, first + count)
-        # Vectors become columns: the factors then run along long contiguous rows.
-        columns = source[rows].reshape(count * blocks, R.size).T.to(torch.float64).contiguous()
-        target[rows] = R.turn(columns).T.reshape(count, source.shape[1])
+        vectors = source[rows].reshape(count * blocks, R.size)
+        target[rows] = R.turn_rows(vectors).reshape(count, source.shape[1])
     return out
 
 
@@ -76,8 +75,7 @@ def rotate_output(W: Tensor, R: Rotation, *, blocks: int = 1, out: Tensor | None
 def rotate_bias(bias: Tensor, R: Rotation, *, blocks: int = 1) -> Tensor:
     """bias R [blocks * n], rounded once to the bias's type: belongs to `rotate_output`."""
     _check_width(len(bias), R, blocks, "the bias's length")
-    columns = bias.reshape(blocks, R.size).T.to(torch.float64).contiguous()
-    return R.turn(columns).T.reshape(-1).to(bias.dtype)
+    return R.turn_rows(bias.reshape(blocks, R.size)).reshape(-1).to(bias.dtype)
 
 
 def center_output(W: Tensor, *, out: Tensor | None = None) -> Tensor:
