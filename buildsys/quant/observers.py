@@ -24,6 +24,8 @@ Mode = Literal["absmax", "mllm"]
 _KEEP_ALL = 1 << 16
 # Without a bound on the length, so many times the values needed so far are kept.
 _MARGIN = 4
+# A value above the floor is rare: whole runs of so many are passed over by their maximum.
+_RUN = 32
 # Values per step of the float64 sums; 512 KiB of float64 stay in the cache.
 _SUM_CHUNK = 1 << 16
 
@@ -77,8 +79,7 @@ class Observer:
         self._add_moments(flat)
         values = flat.abs() if self._mode == "absmax" else flat
         if self._floor != -math.inf:
-            # A NaN compares false: `~(<=)` keeps it, so that `result` sees it.
-            values = values[~(values <= self._floor)]
+            values = _above(values, self._floor)
         elif values is flat:
             values = values.clone()  # the caller may reuse its buffer
         self._kept.append(values)
@@ -131,3 +132,11 @@ class Observer:
             delta = mean - self._mean
             self._mean += delta * length / self._count
             self._squares += float(part @ part) + delta * delta * before * length / self._count
+
+
+def _above(values: Tensor, floor: float) -> Tensor:
+    """The values above the floor; a NaN compares false, so `~(<=)` keeps it for `result`."""
+    whole = len(values) - len(values) % _RUN
+    runs = values[:whole].view(-1, _RUN)
+    candidates = torch.cat([runs[~(runs.amax(dim=1) <= floor)].reshape(-1), values[whole:]])
+    return candidates[~(candidates <= floor)]

@@ -201,6 +201,7 @@ def test_chunks_and_places_do_not_change_bits(dtype, monkeypatch):
 
     whole = results()
     monkeypatch.setattr("buildsys.quant.factored.CHUNK", 200)
+    monkeypatch.setattr("buildsys.quant.rotation.ROWS_CHUNK", 200)
     for part, expected in zip(results(), whole, strict=True):
         assert part.dtype == dtype
         torch.testing.assert_close(
