@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterable
 from functools import cache
 
@@ -32,7 +33,7 @@ SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL = 1 << 0, 1 << 1
 
 READ = EXECUTE | READ_FILE | READ_DIR
 ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+NULL = "/dev/null"
 
 
 @cache
@@ -52,25 +53,30 @@ def handled_rights(version: int) -> int:
     return rights | (IOCTL_DEV if version >= 5 else 0)
 
 
-def confine(writable: Iterable[str]) -> None:
-    """From now on this process and all that it starts write only below `writable`.
+def ruleset(writable: Iterable[str]) -> int:
+    """An open descriptor of the rules: read everything, write only below `writable`.
 
-    Files that are open already stay as they are. OSError where the kernel refuses, or where a
-    path of `writable` does not exist.
+    OSError where the kernel refuses, or where a path of `writable` does not exist.
     """
     version = abi()
     rights = handled_rights(version)
-    ruleset = _create_ruleset(version, rights)
+    made = _create_ruleset(version, rights)
     try:
-        _allow(ruleset, "/", rights & READ)
+        _allow(made, "/", rights & READ)
         for path in writable:
-            _allow(ruleset, path, rights & ~(MAKE_CHAR | MAKE_BLOCK))
-        for path in DEVICES:
-            _allow(ruleset, path, rights & (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV))
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        syscall(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
-    finally:
-        os.close(ruleset)
+            _allow(made, path, rights & ~(MAKE_CHAR | MAKE_BLOCK))
+        _allow(made, NULL, rights & (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV))
+    except OSError:
+        os.close(made)
+        raise
+    return made
+
+
+def restrict(rules: int) -> None:
+    """From now on this process and all that it starts obey the rules. What is open already
+    stays as it is, and there is no way back."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
 
 
 def _create_ruleset(version: int, rights: int) -> int:
@@ -89,14 +95,14 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _allow(rules: int, path: str, rights: int) -> None:
     opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        if not os.path.isdir(path):
+        if not stat.S_ISDIR(os.fstat(opened).st_mode):
             rights &= ON_FILES
         attributes = _PathBeneath(rights, opened)
         rule = ctypes.c_int(RULE_PATH_BENEATH)
         beneath = ctypes.byref(attributes)
-        syscall(ADD_RULE, ctypes.c_int(ruleset), rule, beneath, ctypes.c_uint32(0))
+        syscall(ADD_RULE, ctypes.c_int(rules), rule, beneath, ctypes.c_uint32(0))
     finally:
         os.close(opened)

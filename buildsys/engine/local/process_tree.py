@@ -12,6 +12,7 @@ import os
 from typing import NamedTuple
 
 KIB = 1024
+PAGE = 4096
 
 
 class Memory(NamedTuple):
@@ -40,6 +41,25 @@ def children(pid: int) -> list[int]:
         return [] if _kernel_lists_children() else _children_by_search(pid)
     except (ProcessLookupError, PermissionError):
         return []
+
+
+class OwnChildren:
+    """The children of this process, which must have one thread; exact, since only this process
+    can take one off the kernel's list by reaping it."""
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        self._list = None
+        if _kernel_lists_children():
+            self._list = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __call__(self) -> list[int]:
+        if self._list is None:
+            return _children_by_search(os.getpid())
+        found = b""
+        while part := os.pread(self._list, PAGE, len(found)):
+            found += part
+        return [int(pid) for pid in found.split()]
 
 
 def _kernel_lists_children() -> bool:

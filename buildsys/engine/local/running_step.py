@@ -48,7 +48,7 @@ class RunningStep:
         self._has_result = bool(order.argv)
         self._status = 0
         self._maximum = 0
-        self._oom_kills = process_tree.oom_kills()
+        self._oom_kills: int | None = None
         self._floor = 0
         self._interval = FIRST_SAMPLE
         self._sample_at = self.began + self._interval
@@ -108,6 +108,8 @@ class RunningStep:
             self._sample(now)
 
     def _sample(self, now: float) -> None:
+        if self._oom_kills is None:
+            self._oom_kills = process_tree.oom_kills()
         self.members = process_tree.tree(self.pid)
         held = process_tree.memory(self.members, self._floor)
         self._floor = max(self._floor, held.resident)
@@ -194,11 +196,11 @@ class RunningStep:
             what = self.order.argv[0] if self.order.argv else "the step's process"
             return f"{what} ended with exit status {code}"
         name = signal.Signals(killer).name if killer in set(signal.Signals) else str(killer)
-        if killer == signal.SIGKILL and process_tree.oom_kills() > self._oom_kills:
-            return f"killed by {name}: the kernel ran out of memory (OOM killer)"
-        if killer == signal.SIGKILL:
-            return f"killed by {name}, not by qbuild: by a person, or for want of memory"
-        return f"killed by {name}"
+        if killer != signal.SIGKILL:
+            return f"killed by {name}"
+        if self._oom_kills is not None and process_tree.oom_kills() > self._oom_kills:
+            return f"killed by {name}: the machine ran out of memory (the kernel's OOM killer)"
+        return f"killed by {name}, not by qbuild: by a person, or for want of memory"
 
 
 def kill_quietly(pid: int, number: int) -> None:

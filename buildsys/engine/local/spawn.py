@@ -1,9 +1,13 @@
-"""From an order to a running process: in a session of its own, confined, with a clean slate."""
+"""From an order to a running process: in a session of its own, confined, with a clean slate.
+
+All that can be done beforehand is done before the fork: every page that the child writes, if
+only to count a reference, is first copied, and that would be most of what a short step costs.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import signal
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,97 +22,111 @@ CANNOT_RUN = 127
 
 
 def spawn_program(order: Order, events: int) -> int:
-    """Start the order's program directly; its pid. `events` takes word of a failed start."""
-    confined = landlock.abi() > 0
+    """Start the order's program directly; its pid. `events` takes word of a failed start.
+
+    OSError where the program is not in PATH or the step's folder cannot be prepared.
+    """
+    environment = environment_of(order)
+    program = find_program(order.argv[0], environment["PATH"])
+    ruleset = landlock.ruleset((order.staging, *order.writable)) if landlock.abi() else None
+    log = prepare(order)
 
     def execute() -> None:
-        enter_step(order)
-        if confined:
-            landlock.confine((order.staging, *order.writable))
-        try:
-            os.execvpe(order.argv[0], order.argv, environment_of(order))
-        except OSError as error:
-            os.write(events, encode(["failed", _cannot_run(order, error)]))
+        enter_step(order.staging, log)
+        if ruleset is not None:
+            landlock.restrict(ruleset)
+        os.execve(program, order.argv, environment)
 
-    return _fork(execute, lambda error: os.write(events, encode(["failed", _unprepared(error)])))
+    try:
+        return _fork(execute, events, order.argv[0])
+    finally:
+        os.close(log)
+        if ruleset is not None:
+            os.close(ruleset)
 
 
 def spawn_interpreter(order: Order, events: int) -> int:
     """Start a new interpreter that runs the order's rule; its pid."""
     described = write_order(order)
-    arguments = interpreter.command(
-        "buildsys.engine.local.step_main", [str(described), str(events)]
-    )
+    module = "buildsys.engine.local.step_main"
+    arguments = interpreter.command(module, [str(described), str(events)])
+    environment = {**interpreter.base_environment(order.threads), **interpreter.OFFLINE}
 
     def execute() -> None:
         os.set_inheritable(described, True)
         os.set_inheritable(events, True)
         die_with_parent()
-        os.execve(arguments[0], arguments, interpreter.base_environment(order.threads))
+        os.execve(arguments[0], arguments, environment)
 
     try:
-        return _fork(
-            execute, lambda error: os.write(events, encode(["failed", _unprepared(error)]))
-        )
+        return _fork(execute, events, arguments[0])
     finally:
         os.close(described)
 
 
-def spawn_worker(arguments: list[str], output: int, kept: tuple[int, ...]) -> int:
+def spawn_worker(arguments: list[str], output: int, kept: int) -> int:
     """Start a warm worker: one thread for every library, so that it can fork."""
+    environment = {**interpreter.base_environment(1), **interpreter.OFFLINE}
 
     def execute() -> None:
         os.setsid()
         die_with_parent()
-        replace_streams(output)
-        for fd in kept:
-            os.set_inheritable(fd, True)
-        environment = {**interpreter.base_environment(1), **interpreter.OFFLINE}
+        redirect_output(output)
+        os.set_inheritable(kept, True)
         os.execve(arguments[0], arguments, environment)
 
-    return _fork(execute, lambda error: os.write(output, str(error).encode()))
+    return _fork(execute, output, arguments[0])
 
 
-def _fork(execute: Callable[[], None], report: Callable[[OSError], object]) -> int:
+def _fork(execute: Callable[[], None], report: int, program: str) -> int:
     pid = os.fork()
     if pid == 0:
-        _become(execute, report)
+        _become(execute, report, program)
     return pid
 
 
-def _become(execute: Callable[[], None], report: Callable[[OSError], object]) -> NoReturn:
+def _become(execute: Callable[[], None], report: int, program: str) -> NoReturn:
     # Nothing may escape: an exception would run the supervisor's own clean-up in its child.
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
         execute()
     except OSError as error:
-        report(error)
+        os.write(report, encode(["failed", f"cannot run '{program}': {error.strerror}"]))
     finally:
         os._exit(CANNOT_RUN)
 
 
-def enter_step(order: Order) -> None:
-    """Make this process the root of the step's tree: own session, own streams, own folder."""
+def find_program(name: str, path: str) -> str:
+    """The file that a program's name stands for; one with a "/" is taken as it is."""
+    if "/" in name:
+        return name
+    for folder in path.split(":"):
+        if os.access(f"{folder}/{name}", os.X_OK) and os.path.isfile(f"{folder}/{name}"):
+            return f"{folder}/{name}"
+    raise OSError(f"there is no program '{name}' in PATH ({path})")
+
+
+def prepare(order: Order) -> int:
+    """Make the step's home and temporary folder; its opened log."""
+    for name in (interpreter.HOME, interpreter.TEMPORARY):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{order.staging}/{name}")
+    return os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def enter_step(staging: str, log: int) -> None:
+    """Make this process the root of the step's tree: own session, own output, own folder."""
     os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     die_with_parent()
-    # A crash would otherwise leave gigabytes of core dump among the outputs.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    os.chdir(order.staging)
-    for name in (interpreter.HOME, interpreter.TEMPORARY):
-        os.makedirs(name, exist_ok=True)
-    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    replace_streams(log)
-    os.close(log)
+    os.chdir(staging)
+    redirect_output(log)
 
 
-def replace_streams(output: int) -> None:
-    """Standard input is empty; output and error go to `output`."""
-    empty = os.open("/dev/null", os.O_RDONLY)
-    for fd, target in ((empty, 0), (output, 1), (output, 2)):
-        os.dup2(fd, target, inheritable=True)
-    os.close(empty)
+def redirect_output(fd: int) -> None:
+    """Standard output and error go to `fd`. Standard input is /dev/null in every process
+    below the supervisor, as it is there."""
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
 
 
 def die_with_parent() -> None:
@@ -120,14 +138,3 @@ def die_with_parent() -> None:
 def environment_of(order: Order) -> dict[str, str]:
     """The whole environment of the order's process."""
     return interpreter.step_environment(dict(order.environment), order.staging, order.threads)
-
-
-def _cannot_run(order: Order, error: OSError) -> str:
-    program = order.argv[0]
-    if isinstance(error, FileNotFoundError) and "/" not in program:
-        return f"cannot run '{program}': it is not in PATH ({environment_of(order)['PATH']})"
-    return f"cannot run '{program}': {error.strerror}"
-
-
-def _unprepared(error: OSError) -> str:
-    return f"cannot prepare the step's process: {error}"

@@ -12,8 +12,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from buildsys.engine.local import interpreter
-from buildsys.engine.local.spawn import enter_step, environment_of
+from buildsys.engine.local import interpreter, process_tree
+from buildsys.engine.local.spawn import enter_step, environment_of, prepare
 from buildsys.engine.local.wire import encode, read_order
 from buildsys.errors import QbuildError, explain, is_for_people
 from buildsys.rules.spec import Input, StepContext
@@ -46,7 +46,9 @@ def run(order_fd: int, events: int) -> NoReturn:
 
 
 def _run(order: Order, report: Reporter) -> int:
-    enter_step(order)
+    log = prepare(order)
+    enter_step(order.staging, log)
+    os.close(log)
     os.environ.clear()
     os.environ.update({**interpreter.OFFLINE, **environment_of(order)})
     if order.context.get("device", "cpu") != "cpu":
@@ -73,7 +75,8 @@ def _set_up_torch(threads: int) -> None:
 
     # OMP_NUM_THREADS was read when torch was imported, in the worker: only this counts now.
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms(True) does the same, and imports all of torch._inductor: 0.8 s.
+    torch.set_deterministic_debug_mode("error")
     # Else every torch.empty is written once, for the sake of those who read it unwritten.
     sys.modules["torch.utils.deterministic"].__setattr__("fill_uninitialized_memory", False)
 
@@ -165,6 +168,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _own_memory() -> int:
     """What this process holds at the end, in bytes: the only look at a step that is too short
     for the supervisor's."""
-    names = ("RssAnon:", "RssShmem:")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
+    return process_tree.memory([os.getpid()], floor=0).proportional

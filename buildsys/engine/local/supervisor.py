@@ -8,8 +8,11 @@ It does what qbuild says over a socket and ends everything when that socket clos
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import os
+import resource
 import select
 import signal
 import socket
@@ -25,6 +28,7 @@ from buildsys.engine.local.warm_worker import Kind, WarmWorker, WorkerLost
 from buildsys.engine.local.wire import Lines, encode, order_from_json
 
 READ_SIZE = 1 << 18
+PATIENCE = 0.01  # seconds that Started and Progress may wait for company
 WORKER_STARTS = 2  # a worker that dies is started once more; then its steps fail
 
 
@@ -33,6 +37,8 @@ def main(arguments: list[str]) -> None:
     for name in arguments:
         os.set_inheritable(int(name), False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # A crash would otherwise leave gigabytes of core dump among a step's outputs.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     supervisor = Supervisor(socket.socket(fileno=int(arguments[0])))
     try:
         supervisor.run()
@@ -48,12 +54,14 @@ class Supervisor:
         self._control = control
         self._lines = Lines()
         self._out = bytearray()
+        self._flush_at = math.inf
         self._steps: dict[int, RunningStep] = {}
         self._ending: list[RunningStep] = []
         self._workers: dict[Kind, WarmWorker] = {}
         self._starts: dict[Kind, int] = {"python": 0, "light": 0}
         self._worker_pids: set[int] = set()
         self._orphans: dict[int, RunningStep] = {}
+        self._children = process_tree.OwnChildren()
         self._closing = False
         self._ready: dict[int, Callable[[], None]] = {}
         self._poll = select.epoll()
@@ -68,7 +76,6 @@ class Supervisor:
         gc.freeze()
         while not self._closing:
             self._wait()
-            self._reap()
             now = time.monotonic()
             for step in self._steps.values():
                 if now >= step.due():
@@ -76,10 +83,13 @@ class Supervisor:
             self._flush()
 
     def _wait(self) -> None:
-        due = min((step.due() for step in self._steps.values()), default=None)
-        timeout = None if due is None else max(due - time.monotonic(), 0)
-        for fd, _ in self._poll.poll(timeout):
-            if fd in self._ready:
+        due = min([step.due() for step in self._steps.values()], default=math.inf)
+        due = min(due, self._flush_at)
+        timeout = None if due == math.inf else max(due - time.monotonic(), 0)
+        for fd, mask in self._poll.poll(timeout):
+            if mask & select.EPOLLOUT:
+                self._flush_at = 0.0
+            if mask & ~select.EPOLLOUT and fd in self._ready:
                 self._ready[fd]()
 
     def _watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -94,12 +104,20 @@ class Supervisor:
         """A signal becomes a byte in a pipe, so that the loop wakes and nothing is interrupted."""
         wake, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        # The terminal's Ctrl-C is qbuild's to answer; asked to end, this ends everything.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C is qbuild's to answer. It and SIGPIPE are caught rather than ignored because
+        # what is ignored stays so in every program that is started.
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, lambda *_: None)
+        # Asked to end, this ends everything.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._close)
-        self._watch(wake, lambda: _drain(wake))
+        self._watch(wake, lambda: self._wake(wake))
+
+    def _wake(self, pipe: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(pipe, READ_SIZE):
+                pass
+        self._reap()
 
     def _close(self, *_: object) -> None:
         self._closing = True
@@ -109,8 +127,6 @@ class Supervisor:
     def _read_control(self) -> None:
         try:
             data = self._control.recv(READ_SIZE)
-        except BlockingIOError:  # woken because there is room to write
-            return
         except ConnectionResetError:
             data = b""
         if not data:
@@ -123,11 +139,15 @@ class Supervisor:
 
     def _tell(self, event: Started | Progress | Ended) -> None:
         self._out += encode([type(event).__name__, *event])
+        # A short step has ended before word of its start is worth waking qbuild for.
+        due = 0.0 if isinstance(event, Ended) else time.monotonic() + PATIENCE
+        self._flush_at = min(due, self._flush_at)
 
     def _flush(self) -> None:
         """Send what there is; where qbuild does not read, keep the rest and never wait."""
-        if not self._out:
+        if not self._out or time.monotonic() < self._flush_at:
             return
+        self._flush_at = math.inf
         try:
             del self._out[: self._control.send(self._out)]
         except BlockingIOError:
@@ -156,7 +176,7 @@ class Supervisor:
             pid = spawn(order, write)
         except OSError as error:
             os.close(read)
-            self._tell(refused(order, f"cannot start the step's process: {error}"))
+            self._tell(refused(order, f"cannot start: {error}"))
             return
         except WorkerLost:
             os.close(read)
@@ -253,7 +273,7 @@ class Supervisor:
         """Kill what ended steps left behind; a step of which nothing is left has ended."""
         known = self._steps.keys() | self._worker_pids
         held: list[RunningStep] = []
-        for pid in process_tree.children(os.getpid()):
+        for pid in self._children():
             if pid in known:
                 continue
             owners = [step for step in self._ending if step.owns(pid)] or self._ending
@@ -277,7 +297,7 @@ class Supervisor:
     def end_everything(self) -> None:
         """Kill every descendant and wait until the last one is gone."""
         while True:
-            for child in process_tree.children(os.getpid()):
+            for child in self._children():
                 for pid in process_tree.tree(child):
                     kill_quietly(pid, signal.SIGKILL)
             # A dead child's own children are this process's from that moment: look again.
@@ -297,11 +317,3 @@ def many_threads(count: int) -> str:
         f"the warm worker has {count} threads after its imports and cannot fork safely; "
         "this step imports everything anew"
     )
-
-
-def _drain(fd: int) -> None:
-    try:
-        while len(os.read(fd, READ_SIZE)) == READ_SIZE:
-            pass
-    except BlockingIOError:
-        pass

@@ -46,7 +46,7 @@ class WarmWorker:
         with theirs:
             module = "buildsys.engine.local.warm_process"
             arguments = interpreter.command(module, [str(theirs.fileno()), PRELOADED[kind]])
-            self.pid = spawn_worker(arguments, self._output, (theirs.fileno(),))
+            self.pid = spawn_worker(arguments, self._output, theirs.fileno())
 
     def receive(self) -> None:
         """Its word that it is ready; WorkerLost at the end of the stream."""

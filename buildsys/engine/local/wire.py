@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one per call
+
+
 def encode(message: Json) -> bytes:
     """One line. What JSON has no form for (a path, a numpy number) is a TypeError."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return _encode(message).encode() + b"\n"
 
 
 class Lines:
