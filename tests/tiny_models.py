@@ -117,6 +117,23 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def save_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer whose ids are the bytes of an ASCII text."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE({_letter_of(byte): byte for byte in range(128)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _letter_of(byte: int) -> str:
+    """GPT-2's byte alphabet: what has no glyph of its own is moved up to 256 and beyond."""
+    if 33 <= byte <= 126:
+        return chr(byte)
+    return chr(256 + (byte if byte < 33 else byte - 127 + 33))
+
+
 def classic_folder(folder: Path, target: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A copy with the hub's layouts: flat config, classic keys, no tied head."""
     shutil.copytree(folder, target)

@@ -96,7 +96,7 @@ def test_rotating_the_language_model_alone_computes_the_same(
         {"num_key_value_heads": 4},
         {"num_key_value_heads": 1},
         {"tie_word_embeddings": True},
-        {"hidden_size": 72, "num_attention_heads": 6, "num_key_value_heads": 3},
+        {"hidden_size": 88, "num_attention_heads": 11, "num_key_value_heads": 1},
     ],
     ids=["no-gqa", "one-kv-head", "tied", "no-hadamard-size"],
 )

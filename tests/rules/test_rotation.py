@@ -1,0 +1,57 @@
+"""A rotation is seeded, complete, orthogonal, and says how it was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from buildsys.formats.rotation_file import load_rotation
+from buildsys.quant.errors import QuantError
+from tests import tiny_models
+
+
+def test_one_seed_gives_one_file_and_another_another(make: Any, qwen2vl_folder: Path) -> None:
+    seeds = (5, 5, 6)
+    a, b, c = (make("rotation", "r.bin", {"model": qwen2vl_folder}, {"seed": s}) for s in seeds)
+    assert a.out.read_bytes() == b.out.read_bytes() != c.out.read_bytes()
+
+
+def test_every_matrix_of_a_vision_language_model_is_there(make: Any, qwen2vl_folder: Path) -> None:
+    made = make("rotation", "rotation.bin", {"model": qwen2vl_folder})
+    plain = torch.load(made.out, weights_only=True)
+    assert [key for key in plain if key != "qbuild"] == ["R", "R_v", "R_vit", "R_vs_vit"]
+    assert plain["R"].shape == (64, 64)
+    assert [R.shape for R in plain["R_v"]] == [(16, 16)] * 2
+    assert plain["R_vit"].shape == (80, 80)
+    assert [R.shape for R in plain["R_vs_vit"]] == [(40, 40)] * 2
+    assert made.notes["rotation"]["vision"] == "layernorm"
+    # LayerNorm survives what keeps the vector of ones.
+    ones = torch.ones(80, dtype=torch.float64)
+    torch.testing.assert_close(ones @ plain["R_vit"], ones, rtol=0, atol=1e-12)
+
+
+def test_vision_false_leaves_the_vision_tower_out(make: Any, qwen2vl_folder: Path) -> None:
+    made = make("rotation", "rotation.bin", {"model": qwen2vl_folder}, {"vision": False})
+    assert load_rotation(made.out).R_vit is None
+
+
+def test_sizes_that_mllm_supports_get_its_construction(make: Any, qwen2_folder: Path) -> None:
+    R = load_rotation(make("rotation", "r.bin", {"model": qwen2_folder}).out).R
+    # diag(s) H / sqrt(n): every entry has one magnitude, and rows of H s are +-1.
+    assert torch.equal(R.abs(), torch.full((64, 64), 1 / 8, dtype=torch.float64))
+
+
+def test_a_size_without_a_hadamard_matrix_is_an_error_that_offers_kronecker(
+    make: Any, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 88, "num_attention_heads": 11, "num_key_value_heads": 11}
+    folder = tiny_models.save_model(tiny_models.new_qwen2(**sizes), tmp_path)
+    with pytest.raises(QuantError, match="size 88 has no Hadamard rotation.*method: kronecker"):
+        make("rotation", "rotation.bin", {"model": folder})
+    made = make("rotation", "rotation.bin", {"model": folder}, {"method": "auto"})
+    assert made.notes["rotation"]["methods"] == {"R": "kronecker", "R_v": "hadamard"}
+    stored = load_rotation(made.out).metadata
+    assert stored["methods"] == made.notes["rotation"]["methods"]
