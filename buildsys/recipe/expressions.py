@@ -141,7 +141,7 @@ class Evaluator:
         self.depth -= 1
         function, takes = FUNCTIONS[name]
         if len(arguments) != len(takes):
-            raise self.fail(f"{name} takes {len(takes)} arguments: {name}({', '.join(takes)})")
+            raise self.fail(f"the function is {name}({', '.join(takes)})")
         try:
             return function(*arguments)
         except (TypeError, AttributeError):

@@ -19,7 +19,10 @@ from buildsys.recipe.scalars import resolve
 
 MAX_BYTES = 16 * 2**20
 MAX_ALIASED = 10_000
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
+# YAML 1.1 takes U+0085, U+2028 and U+2029 for line ends and 1.2 does not: refused as well.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -55,6 +58,7 @@ def decode(data: bytes, file: str) -> str:
 
 def parse(text: str, file: str) -> Table:
     """YAML text -> nodes; `file` is what places call it."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = text.split("\n")
     bad = CONTROL.search(text)
     if bad is not None:
@@ -135,7 +139,7 @@ class TreeBuilder:
 
     def place(self, mark: Any) -> Location:
         text = self.lines[mark.line] if mark.line < len(self.lines) else ""
-        return Location(self.file, mark.line + 1, mark.column + 1, text.rstrip("\r"))
+        return Location(self.file, mark.line + 1, mark.column + 1, text)
 
     def fail(self, message: str, where: Location, remedy: str | None = None) -> NoReturn:
         raise RecipeError(message, remedy=remedy, location=where)
