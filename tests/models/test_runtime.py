@@ -51,6 +51,13 @@ def test_the_module_is_the_one_that_transformers_loads(qwen2vl_folder: Path) -> 
     assert all(torch.equal(buffers[name], b) for name, b in theirs.named_buffers())
 
 
+def test_the_hubs_flat_layout_computes_the_same(qwen2vl_folder: Path, tmp_path: Path) -> None:
+    nested = open_model(qwen2vl_folder)
+    flat = open_model(tiny_models.classic_folder(qwen2vl_folder, tmp_path / "classic"))
+    expected = logits(load_module(nested), _with_image())
+    assert torch.equal(logits(load_module(flat), _with_image()), expected)
+
+
 def test_text_after_an_image_is_not_moved_by_it(qwen2vl_folder: Path) -> None:
     module = load_module(open_model(qwen2vl_folder))
     text = Sample(torch.arange(20)[None])

@@ -49,7 +49,7 @@ def test_a_size_without_a_hadamard_matrix_is_an_error_that_offers_kronecker(
 ) -> None:
     sizes = {"hidden_size": 88, "num_attention_heads": 11, "num_key_value_heads": 11}
     folder = tiny_models.save_model(tiny_models.new_qwen2(**sizes), tmp_path)
-    with pytest.raises(QuantError, match="size 88 has no Hadamard rotation.*method: kronecker"):
+    with pytest.raises(QuantError, match=r"size 88 has no Hadamard rotation.*method: kronecker"):
         make("rotation", "rotation.bin", {"model": folder})
     made = make("rotation", "rotation.bin", {"model": folder}, {"method": "auto"})
     assert made.notes["rotation"]["methods"] == {"R": "kronecker", "R_v": "hadamard"}
