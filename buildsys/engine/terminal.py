@@ -1,7 +1,14 @@
-"""The live display: what has ended scrolls by above, what runs stands below and is redrawn."""
+"""The live display: what has ended scrolls by above, what runs stands below and is redrawn.
+
+A thread draws, ten times a second and all that has gathered at once: drawing for every event
+would take longer than a short step does, and a long step gives no event at all.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -10,122 +17,128 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from buildsys.engine.progress import (
-    Running,
-    Tally,
-    duration,
-    how_far,
-    indented,
-    memory,
-    shortened,
-)
+from buildsys.engine.progress import Running, Tally, duration, how_far, memory, shortened
 
-REDRAW = 0.1  # seconds; also how long lines of ended steps are gathered before they are printed
+REDRAW = 0.1  # seconds
 BAR = 10  # columns
 WIDEST, SHORTEST_NAME = 100, 16  # columns
 MOST_SHOWN = 12  # running steps
+NO_ESTIMATES: Mapping[str, float] = MappingProxyType({})
 
 
 class LiveDisplay:
-    """Invariant: nothing is drawn but in `tick`, `finished` and at the end."""
+    """The engine's thread tells and never draws; the drawing thread draws and never tells.
 
-    def __init__(self, stream: TextIO, tally: Tally, console: Console | None = None) -> None:
-        self._tally = tally
+    Invariant: `_tally` and `_lines` are touched under `_lock` only.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, reasons: bool = False, console: Console | None = None
+    ) -> None:
         self._console = console or Console(file=stream, highlight=False)
-        self._live = Live(
-            console=self._console, auto_refresh=False, transient=True, get_renderable=self._draw
-        )
+        self._reasons = reasons
+        self._tally = Tally()
         self._lines: list[Text] = []
-        self._next = 0.0
-        plain = not self._console.encoding.lower().startswith("utf")
-        self._signs = ("ok", "FAILED", "-", "!") if plain else ("✓", "✗", "–", "!")
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=True, get_renderable=self._picture
+        )
 
-    def started(self, name: str) -> None:
-        self._tally.started(name)
+    def begin(
+        self, total: int, estimates: Mapping[str, float] = NO_ESTIMATES, jobs: int = 1
+    ) -> None:
+        """A build of so many steps begins; estimates: seconds of their last runs."""
+        self._tally.begin(total, estimates, jobs)
+        self._live.start()
+        self._thread = threading.Thread(target=self._draw_on, daemon=True)
+        self._thread.start()
+
+    def started(self, name: str, why: str) -> None:
+        with self._lock:
+            self._tally.started(name)
+        if self._reasons:
+            self.say(f"{name}: {why}")
 
     def progress(self, name: str, done: float, total: float, unit: str) -> None:
-        self._tally.progress(name, done, total, unit)
+        with self._lock:
+            self._tally.progress(name, done, total, unit)
 
-    def ended(self, name: str, ok: bool, wall: float, peak: int, message: str = "") -> None:
-        self._tally.ended(name)
-        figures = f"{duration(wall):>8} {memory(peak):>9}"
-        sign, style = (self._signs[0], "green") if ok else (self._signs[1], "bold red")
-        self._add(sign, style, name, figures)
-        if not ok and message:
-            self._lines.append(Text(indented(message)[1:], style="red"))
+    def ended(self, name: str, failed: bool, wall: float, memory: int) -> None:
+        line = self._ended_line(name, failed, wall, memory)
+        with self._lock:
+            self._tally.ended(name)
+            self._lines.append(line)
 
-    def skipped(self, name: str, reason: str) -> None:
-        self._tally.ended(name)
-        self._add(self._signs[2], "dim", f"{name} skipped: {reason}", "")
+    def unneeded(self, name: str) -> None:
+        with self._lock:
+            self._tally.unneeded(name)
 
-    def warning(self, name: str, text: str) -> None:
-        self._add(self._signs[3], "yellow", f"{name}: {text}", "")
+    def say(self, text: str) -> None:
+        """Lines above what moves; also before `begin` and after `finished`."""
+        with self._lock:
+            self._lines.append(Text(text))
+        if self._thread is None:
+            self._print_lines()
 
-    def tick(self) -> None:
-        """Draw anew, at most ten times a second."""
-        now = self._tally.clock()
-        if now >= self._next:
-            self._next = now + REDRAW
+    def finished(self) -> None:
+        """Take down what moves and leave the rest. May be called twice."""
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+            self._live.stop()
+        self._print_lines()
+
+    def _draw_on(self) -> None:
+        while not self._over.wait(REDRAW):
             self._print_lines()
             self._live.refresh()
 
-    def finished(self, summary: str) -> None:
-        self._print_lines()
-        self._live.stop()
-        self._console.print(Text(summary))
-
-    def __enter__(self) -> LiveDisplay:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._print_lines()
-        self._live.stop()
-
-    def _add(self, sign: str, style: str, text: str, figures: str) -> None:
-        """One line; figures stand at the right edge where the text leaves room for them."""
-        line = Text.assemble((f"{sign} ", style), text)
-        room = min(self._console.width, WIDEST) - len(figures)
-        if figures:
-            line.pad_right(max(room - line.cell_len, 1))
-            line.append(figures, "dim")
-        self._lines.append(line)
-
     def _print_lines(self) -> None:
-        if self._lines:
+        with self._lock:
             lines, self._lines = self._lines, []
+        if lines:
             self._console.print(Text("\n").join(lines), soft_wrap=True)
 
-    def _draw(self) -> RenderableType:
-        now = self._tally.clock()
-        steps = list(self._tally.running.items())
-        shown = steps[:MOST_SHOWN]
-        texts = [(how_far(step, now), duration(round(now - step.began))) for _, step in shown]
-        far, elapsed = (max((len(text[at]) for text in texts), default=0) for at in (0, 1))
-        width = min(self._console.width, WIDEST) - 1  # the last column may wrap some terminals
+    def _ended_line(self, name: str, failed: bool, wall: float, peak: int) -> Text:
+        """One line; the figures stand at the right edge where the name leaves room for them."""
+        sign, style = ("✗", "bold red") if failed else ("✓", "green")
+        line = Text.assemble((f"{sign} ", style), name)
+        figures = f"{duration(wall):>8} {memory(peak):>9}"
+        room = min(self._console.width, WIDEST) - len(figures)
+        line.pad_right(max(room - line.cell_len, 1))
+        return line.append(figures, "dim")
+
+    def _picture(self) -> RenderableType:
+        """What runs, one row each, and a line about the whole."""
+        with self._lock:
+            now = self._tally.clock()
+            steps = list(self._tally.running.items())
+            status = Text(self._tally.status(), style="bold")
+        texts = [(how_far(step, now), duration(round(now - step.began))) for _, step in steps]
+        shown = list(zip(steps, texts, strict=True))[:MOST_SHOWN]
+        far, elapsed = (max((len(text[at]) for _, text in shown), default=0) for at in (0, 1))
+        width = min(self._console.width, WIDEST) - 1  # the last column makes some terminals wrap
         far = min(far, width - BAR - elapsed - SHORTEST_NAME - 5)
         room = width - BAR - far - elapsed - 5  # two columns of margin, three between
         table = Table.grid(padding=(0, 1, 0, 0))
         for size in (room + 2, BAR, far, elapsed):
             table.add_column(width=size, no_wrap=True)
-        for (name, step), (text, time) in zip(shown, texts, strict=True):
-            named = f"  {shortened(name, room)}"
-            table.add_row(named, _bar(step, now), text, Text(time, justify="right"))
-        more = len(steps) - MOST_SHOWN
-        rest = [Text(f"  and {more} more", style="dim")] if more > 0 else []
-        return Group(table, *rest, Text(self._tally.status(), style="bold"))
+        for (name, step), (text, time) in shown:
+            named = Text(f"  {shortened(name, room)}")
+            table.add_row(named, _bar(step, now), Text(text), Text(time, justify="right"))
+        more = len(steps) - len(shown)
+        rest = [Text(f"  and {more} more", style="dim")] if more else []
+        return Group(table, *rest, status)
 
 
 def _bar(step: Running, now: float) -> RenderableType:
     """How far by its own word, else by how long it took last time; empty where nobody knows."""
     if step.total:
-        return ProgressBar(total=step.total, completed=step.done, width=BAR)
+        return ProgressBar(total=step.total, completed=min(step.done, step.total), width=BAR)
     if step.estimate:
-        return ProgressBar(
-            total=step.estimate,
-            completed=min(now - step.began, step.estimate),
-            width=BAR,
-            style="dim",
-            complete_style="dim cyan",
-        )
+        passed = min(now - step.began, step.estimate)
+        return ProgressBar(total=step.estimate, completed=passed, width=BAR, complete_style="cyan")
     return Text()
