@@ -33,7 +33,10 @@ def to_json(plan: Plan) -> Json:
         "recipe": plan.recipe,
         "defines": dict(plan.defines),
         "sources": [
-            [s.name, s.kind, dict(s.paths), dict(s.options), place(s.where)]
+            [
+                *(s.name, s.kind, dict(s.paths), dict(s.options), place(s.where)),
+                {part: place(where) for part, where in s.places.items()},
+            ]
             for s in plan.sources.values()
         ],
         "steps": [step_row(step, place(step.where, text=False)) for step in plan.steps.values()],
@@ -94,7 +97,10 @@ def from_json(data: Json) -> Plan:
         recipe=data["recipe"],
         defines=data["defines"],
         sources={
-            row[0]: Source(row[0], row[1], row[2], row[3], place(row[4])) for row in data["sources"]
+            row[0]: Source._make(
+                [*row[:4], place(row[4]), {part: place(where) for part, where in row[5].items()}]
+            )
+            for row in data["sources"]
         },
         steps=steps,
         producer=data["producer"],

@@ -24,6 +24,7 @@ class Source(NamedTuple):
         until it is fetched.
     options: what the recipe says of it (samples, tokens, seed, size, ...). Part of the key of
         every step that reads the source.
+    where: the place of "path" in the recipe; places: those of the other paths.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Source(NamedTuple):
     paths: Mapping[str, str]
     options: Mapping[str, Json]
     where: Location
+    places: Mapping[str, Location] = {}  # a Mapping: nobody writes to it
 
 
 class Ref(NamedTuple):

@@ -53,14 +53,15 @@ def missing_parts(source: Source) -> list[RecipeError]:
 
 def missing(source: Source, part: str, path: str, wants_folder: bool) -> RecipeError:
     what = f"source '{source.name}'" if part == "path" else f"'{part}' of source '{source.name}'"
+    place = source.places.get(part, source.where)
     if path.startswith(NOT_INSTALLED):
         return not_installed(source, what, path)
     kind = "folder" if wants_folder else "file"
     there = "a file" if wants_folder else "a folder"
     if is_file(path) or is_folder(path):
-        return RecipeError(f"{what}: {path} is {there}, not a {kind}", location=source.where)
+        return RecipeError(f"{what}: {path} is {there}, not a {kind}", location=place)
     return RecipeError(
-        f"{what}: there is no {kind} {path}", remedy=nearby(source, path), location=source.where
+        f"{what}: there is no {kind} {path}", remedy=nearby(source, path), location=place
     )
 
 

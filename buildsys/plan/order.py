@@ -33,7 +33,8 @@ def topological(needs: Mapping[str, Sequence[str]]) -> list[str]:
 
 def find_circle(needs: Mapping[str, Sequence[str]]) -> list[str]:
     """A circle, each name needing the next and the last the first; empty if there is none."""
-    left = dict.fromkeys(name for name in needs if name not in set(topological(needs)))
+    ordered = set(topological(needs))
+    left = dict.fromkeys(name for name in needs if name not in ordered)
     if not left:
         return []
     # Everything left needs something that is left, so a walk along needs meets itself.

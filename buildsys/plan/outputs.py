@@ -31,16 +31,18 @@ def check_name(path: str, where: Location) -> Iterator[RecipeError]:
     """
 
     def wrong(why: str, remedy: str | None = None) -> RecipeError:
-        return RecipeError(f"output '{printable(path)}' {why}", remedy=remedy, location=where)
+        return RecipeError(f"output '{printable(path)[:80]}' {why}", remedy=remedy, location=where)
 
     bad = FORBIDDEN.search(path)
     parts = path.removesuffix("/").split("/")
     if path in ("", "/"):
         yield RecipeError("an output needs a name", location=where)
     elif bad is not None:
-        yield wrong(f"has {printable(bad.group())!r} in it, which no output name may have")
-    elif path.startswith(("/", "~")):
+        yield wrong(f"has '{printable(bad.group())}' in it, which no output name may have")
+    elif path.startswith("/"):
         yield wrong("is an absolute path", "outputs are relative to the build folder")
+    elif path.startswith("~"):
+        yield wrong("begins with '~', which shells replace")
     elif ".." in parts:
         yield wrong("leads out of the build folder")
     elif "." in parts or "" in parts:

@@ -41,7 +41,14 @@ def make_plan(recipe: Recipe, rules: Mapping[str, Rule]) -> Plan:
         recipe=recipe.path,
         defines=recipe.defines,
         sources={
-            name: Source(name, entry.kind, entry.paths, entry.options, entry.places["path"])
+            name: Source(
+                name,
+                entry.kind,
+                entry.paths,
+                entry.options,
+                entry.places["path"],
+                {part: place for part, place in entry.places.items() if part != "path"},
+            )
             for name, entry in recipe.sources.items()
         },
         steps={name: steps[name] for name in topological(needs)},
@@ -63,7 +70,7 @@ def leave_out_what_is_off(recipe: Recipe) -> Recipe:
             return replace(recipe, artifacts=tuple(artifacts), off=off)
         off |= {entry.name: entry.where for entry in gone}
         off |= {path: place for entry in gone for path, place in entry.outputs.values()}
-        artifacts = [entry for entry in artifacts if entry not in gone]
+        artifacts = [entry for entry in artifacts if entry.name not in off]
 
 
 def needs_any(entry: ArtifactEntry, off: Mapping[str, Location]) -> bool:

@@ -61,7 +61,7 @@ def with_expressions(schema: Json) -> Json:
             inner[word] = with_expressions(inner[word])
     if takes_any_text(inner) or "$ref" in inner:
         return inner
-    outer = {key: inner.pop(key) for key in ("description", "default") if key in inner}
+    outer = {key: inner[key] for key in ("description", "default") if key in inner}
     return {**outer, "anyOf": [inner, EXPRESSION]}
 
 

@@ -46,7 +46,9 @@ def source_schemas() -> dict[str, Json]:
     }
     fetched: dict[str, Json] = {
         "url": described(STRING, "fetch it from here (not yet supported)"),
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "sha256": described(
+            {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "64 hexadecimal digits"
+        ),
     }
     maybe_text: Json = {"type": ["string", "null"]}
     seed: Json = {"type": "integer"}
@@ -97,15 +99,19 @@ def source_schema(*, expressions: bool) -> Json:
     branches: list[Json] = [
         {"if": {"required": [kind]}, "then": table_of(keys)} for kind, keys in kinds.items()
     ]
-    named: list[Json] = [{"required": [kind]} for kind in kinds]
-    return {"type": "object", "allOf": branches, "oneOf": named}
+    one_kind: Json = {"oneOf": [{"required": [kind]} for kind in kinds]}
+    checked: Json = {"if": one_kind, "then": {"allOf": branches}, "else": one_kind}
+    return {"type": "object", "if": {"type": "object"}, "then": checked}
 
 
 def reference_schema() -> Json:
     one: Json = {
         "anyOf": [
             described(STRING, "a source, an output path, or a glob over output paths"),
-            table_of({"from": one_or_many(STRING), "optional": BOOLEAN}, ["from"]),
+            described(
+                table_of({"from": one_or_many(STRING), "optional": BOOLEAN}, ["from"]),
+                "{from: ..., optional: true}",
+            ),
         ]
     }
     return one_or_many(one)
@@ -113,10 +119,12 @@ def reference_schema() -> Json:
 
 def artifact_keys() -> dict[str, Json]:
     """The keys that every artifact may have, whatever its rule."""
-    memory: Json = {"anyOf": [{"type": "string", "pattern": BYTES_PATTERN}, COUNT]}
+    amount: Json = {"type": "string", "pattern": BYTES_PATTERN}
+    memory: Json = {"anyOf": [described(amount, "an amount such as 12GiB"), COUNT]}
+    time: Json = {"type": "string", "pattern": SECONDS_PATTERN}
     limit: Json = {
         "anyOf": [
-            {"type": "string", "pattern": SECONDS_PATTERN},
+            described(time, "a time such as 600s or 10m"),
             {"type": "number", "exclusiveMinimum": 0},
         ]
     }
@@ -248,7 +256,7 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
     general = with_expressions_inside(
         table_of({**artifact_keys(), "rule": {"enum": sorted(names)}})
     )
-    general = {**general, "type": ["object", "null"]}
+    if_any: Json = any_names({"type": ["object", "null"]})
     spelled: list[Json] = [
         {
             "if": {"required": ["rule"], "properties": {"rule": {"const": name}}},
@@ -270,11 +278,11 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
                 "qbuild": described({"const": 1}, "the version of the recipe language"),
                 "name": described(
                     {"type": "string", "pattern": NAME_PATTERN},
-                    "build folder; the file's name by default",
+                    "letters, digits, '.', '_' and '-': the build folder's name",
                 ),
                 "extends": described(STRING, "lay this recipe over another"),
                 "vars": any_names(variable_schema()),
-                "sources": any_names({"type": ["object", "null"]}),
+                "sources": {"type": "object"},
                 "artifacts": any_names({"$ref": "#/$defs/artifact"}),
                 "gates": any_names(any_names(limit)),
                 "devices": any_names(unwrapped(with_expressions(device_schema()))),
@@ -283,6 +291,7 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
             ["qbuild"],
         ),
         "if": {"required": ["extends"]},
+        "then": {"properties": {"artifacts": if_any, "sources": if_any}},
         "else": {"properties": whole},
         "$defs": {
             "artifact": general,

@@ -39,7 +39,7 @@ def source_entry(name: str, table: Table, where: Location) -> SourceEntry:
         options.pop("revision", None)
         options |= {"hub": hub, "revision": revision(table)} if hub else {}
     elif kind == "file" and "package" in table.entries:
-        path = find_in_package(table.entries["package"], text(node, "file"))
+        path = find_in_package(table.entries["package"], node)
     else:
         path = source_path(node, kind)
     places = {"path": node.where}
@@ -81,18 +81,19 @@ def find_model(node: Node) -> tuple[str, str]:
     return folder, ""
 
 
-def find_in_package(node: Node, file: str) -> str:
+def find_in_package(package_node: Node, file_node: Node) -> str:
     """The path of a file inside an installed Python package, which is not imported.
 
     "package:NAME/FILE" where there is none: a plan may be made, and nothing be built from it.
     """
     from importlib.machinery import PathFinder
 
-    package = text(node, "package")
+    package, file = text(package_node, "package"), text(file_node, "file")
     if not package.isidentifier():
-        raise RecipeError(f"'{package}' is no name of a Python package", location=node.where)
+        message = f"'{package}' is no name of a Python package"
+        raise RecipeError(message, location=package_node.where)
     if file.startswith("/") or ".." in file.split("/"):
-        raise RecipeError(f"'{file}' is not inside a package", location=node.where)
+        raise RecipeError(f"'{file}' is not inside a package", location=file_node.where)
     # A top-level name is looked for in the folders of sys.path; nothing of it is executed.
     spec = PathFinder.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 PIECE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 MAX_TEXT = 64 * 1024
-MAX_EXPANDED = 4_000_000
+MAX_EXPANDED = 20_000_000
+VALUE = 100  # what a value of a list or mapping weighs, in characters
 
 # Filled in when a step runs or a device is known; no variable may take these names.
 RUN_TIME = frozenset({"in", "out", "toolchain", "jobs"})
@@ -116,14 +117,14 @@ def substitute_text(text: str, scope: Scope, where: Location) -> Json:
 
 
 def size(value: Json) -> int:
-    """Characters and values of a JSON value."""
+    """The weight of a JSON value, in characters."""
     if isinstance(value, str):
-        return 1 + len(value)
+        return VALUE + len(value)
     if isinstance(value, Mapping):
-        return 1 + sum(size(item) for item in value.values())
+        return VALUE + sum(size(item) for item in value.values())
     if isinstance(value, list):
-        return 1 + sum(size(item) for item in value)
-    return 1
+        return VALUE + sum(size(item) for item in value)
+    return VALUE
 
 
 def as_text(value: Json, expression: str, where: Location) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import Location, RecipeError
+from buildsys.recipe.json_schema import EXPRESSION
 from buildsys.recipe.mistakes import suggestion
 from buildsys.recipe.nodes import Node, Table, follow, plain
 
@@ -28,9 +29,9 @@ LIMITS = {
     "exclusiveMaximum": "less than",
 }
 COUNTS = {
-    "minItems": "at least {limit} values",
+    "minItems": "{limit} or more values",
     "maxItems": "at most {limit} values",
-    "minLength": "at least {limit} characters",
+    "minLength": "{limit} or more characters",
     "maxLength": "at most {limit} characters",
 }
 
@@ -53,33 +54,26 @@ def checker(schema: Json) -> Callable[[Node], list[RecipeError]]:
 
 def deepest(error: Any) -> Any:
     """Of a value that may be one of several things, the complaint about the likeliest one:
-    the branch that agrees with it in kind, else the first, which is what was asked for."""
-    while error.validator == "anyOf" and error.context:
+    the only thing that it can be besides a text with ${...}, else the one of its own kind."""
+    while error.validator == "anyOf":
         branches: dict[int, list[Any]] = {}
-        for inner in error.context:
-            branches.setdefault(inner.schema_path[0], []).append(inner)
+        for inner in error.context or ():
+            if inner.schema != EXPRESSION:
+                branches.setdefault(inner.schema_path[0], []).append(inner)
         of_kind = [
             found for found in branches.values() if not any(is_kind(e, error) for e in found)
         ]
-        chosen = of_kind[0] if of_kind else next(iter(branches.values()))
-        if not of_kind and len(branches) > 1 and not expects_text(branches):
+        if len(branches) == 1:
+            of_kind = list(branches.values())
+        if not of_kind:
             return error
-        error = chosen[0]
+        error = of_kind[0][0]
     return error
 
 
 def is_kind(inner: Any, outer: Any) -> bool:
     """Does this complaint say that the value itself is of the wrong kind?"""
     return bool(inner.validator == "type" and inner.absolute_path == outer.absolute_path)
-
-
-def expects_text(branches: Mapping[int, list[Any]]) -> bool:
-    """Is the only other branch a text with ${...}?"""
-    return len(branches) == 2 and any(
-        error.validator_value == "string" or error.schema.get("pattern") == r"\$\{"
-        for errors in list(branches.values())[1:]
-        for error in errors
-    )
 
 
 def translate(error: Any, root: Node) -> Iterator[RecipeError]:
@@ -91,8 +85,7 @@ def translate(error: Any, root: Node) -> Iterator[RecipeError]:
     if keyword == "additionalProperties":
         yield from unknown_keys(error, node)
     elif keyword == "required":
-        missing = next((key for key in expected if key not in value), "")
-        yield RecipeError(f"'{missing}' is missing here", location=where)
+        yield from missing_keys(error, name, where)
     elif keyword == "enum":
         remedy = suggestion(str(value), [str(item) for item in expected], "one of")
         what = (
@@ -123,6 +116,18 @@ def translate(error: Any, root: Node) -> Iterator[RecipeError]:
         yield RecipeError(
             f"{named(path)} cannot be {shown(value)}", remedy=f"expected: {wants}", location=where
         )
+
+
+def missing_keys(error: Any, name: str, where: Location) -> Iterator[RecipeError]:
+    for key in error.validator_value:
+        if key in error.instance:
+            continue
+        remedy = None
+        if key == "options":
+            inner = error.schema["properties"]["options"]["required"]
+            remedy = f"this rule needs {', '.join(inner)}"
+        what = f"option '{key}'" if name == "options" else f"'{key}'"
+        yield RecipeError(f"{what} is missing here", remedy=remedy, location=where)
 
 
 def unknown_keys(error: Any, node: Node) -> Iterator[RecipeError]:

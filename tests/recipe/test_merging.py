@@ -139,13 +139,17 @@ def test_a_recipe_that_qbuild_ships_can_be_extended_by_its_name(here: Path) -> N
     [
         (
             {"a": "qbuild: 1\nextends: b.yaml\n", "b": "qbuild: 1\nextends: a.yaml\n"},
-            "b.yaml:2:10: error: recipes extend each other in a circle: "
-            "a.yaml -> b.yaml -> a.yaml\nextends: a.yaml\n         ^",
+            (
+                "b.yaml:2:10: error: recipes extend each other in a circle: "
+                "a.yaml -> b.yaml -> a.yaml\nextends: a.yaml\n         ^"
+            ),
         ),
         (
             {"a": "qbuild: 1\nextends: qwn2.yaml\n"},
-            "a.yaml:2:10: error: there is no recipe 'qwn2.yaml' here, and qbuild ships none of "
-            "that name\nextends: qwn2.yaml\n         ^\ndid you mean 'qwen2.yaml'?",
+            (
+                "a.yaml:2:10: error: there is no recipe 'qwn2.yaml' here, and qbuild ships none of "
+                "that name\nextends: qwn2.yaml\n         ^\ndid you mean 'qwen2.yaml'?"
+            ),
         ),
         (
             {"a": "qbuild: 1\nextends: ../../etc/passwd\n"},
@@ -153,8 +157,10 @@ def test_a_recipe_that_qbuild_ships_can_be_extended_by_its_name(here: Path) -> N
         ),
         (
             {"a": "name: x\n"},
-            "a.yaml:1:1: error: this file does not say which recipe language it is written in\n"
-            "name: x\n^\nbegin it with `qbuild: 1`",
+            (
+                "a.yaml:1:1: error: this file does not say which recipe language it is written in\n"
+                "name: x\n^\nbegin it with `qbuild: 1`"
+            ),
         ),
         (
             {"a": "qbuild: 2\n"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 
 import pytest
@@ -13,6 +14,8 @@ from buildsys.errors import RecipeError
 from buildsys.recipe import reading
 from buildsys.recipe.nodes import Items, Scalar, Table, plain
 from buildsys.recipe.reading import decode, parse, read_nodes
+
+NO_TOKEN = "while scanning for the next token found character that cannot start any token"
 
 
 def value_of(text: str) -> object:
@@ -114,7 +117,7 @@ def test_an_alias_is_the_value_of_its_anchor() -> None:
         (
             "a:\n\tb: 1\n",
             """
-            r.yaml:2:1: error: YAML: while scanning for the next token found character that cannot start any token
+            r.yaml:2:1: error: YAML: NO_TOKEN
             \tb: 1
             ^
             YAML is indented with spaces, never with tabs
@@ -123,7 +126,7 @@ def test_an_alias_is_the_value_of_its_anchor() -> None:
         (
             "argv: [@x]\n",
             """
-            r.yaml:1:8: error: YAML: while scanning for the next token found character that cannot start any token
+            r.yaml:1:8: error: YAML: NO_TOKEN
             argv: [@x]
                    ^
             put quotes around a text that begins with @
@@ -232,7 +235,7 @@ def test_an_alias_is_the_value_of_its_anchor() -> None:
     ],
 )
 def test_what_is_not_yaml_1_2_is_refused_with_its_place(text: str, says: str) -> None:
-    assert refusal(text) == shown(says)
+    assert refusal(text) == shown(says).replace("NO_TOKEN", NO_TOKEN)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "---\n", "~\n"])
@@ -269,7 +272,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
 
 def test_other_encodings_are_refused_with_their_place() -> None:
     with pytest.raises(RecipeError, match=r"^r.yaml:2:5: error: this is not UTF-8 text\n"):
-        decode("a: 1\nb: x".encode() + b"\xff\n", "r.yaml")
+        decode(b"a: 1\nb: x" + b"\xff\n", "r.yaml")
     with pytest.raises(RecipeError, match="not UTF-8"):
         decode("a: 1\n".encode("utf-16"), "r.yaml")
 
@@ -293,7 +296,7 @@ def test_a_huge_file_is_refused_unread(tmp_path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path) -> None:
-    with pytest.raises(RecipeError, match="cannot read .*none.yaml: No such file"):
+    with pytest.raises(RecipeError, match=r"cannot read .*none.yaml: No such file"):
         read_nodes(str(tmp_path / "none.yaml"))
     with pytest.raises(RecipeError, match="Is a directory"):
         read_nodes(str(tmp_path))
@@ -338,7 +341,6 @@ def test_json_is_read_as_what_it_says(value: object) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
+    # Anything else than a RecipeError would be a traceback on somebody's screen.
+    with contextlib.suppress(RecipeError):
         parse(text, "r.yaml")
-    except RecipeError as error:
-        assert str(error)

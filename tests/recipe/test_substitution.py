@@ -101,23 +101,31 @@ def test_names_of_the_running_step_are_left_alone() -> None:
         ),
         (
             "a ${soc.nmae}",
-            "r.yaml:1:6: error: 'soc' has no field 'nmae'\nx: a ${soc.nmae}\n     ^\n"
-            "did you mean 'name'?",
+            (
+                "r.yaml:1:6: error: 'soc' has no field 'nmae'\nx: a ${soc.nmae}\n     ^\n"
+                "did you mean 'name'?"
+            ),
         ),
         (
             "${lowr(model)}",
-            "r.yaml:1:4: error: unknown function 'lowr'\nx: ${lowr(model)}\n   ^\n"
-            "did you mean 'lower'?",
+            (
+                "r.yaml:1:4: error: unknown function 'lowr'\nx: ${lowr(model)}\n   ^\n"
+                "did you mean 'lower'?"
+            ),
         ),
         (
             "${seed",
-            "r.yaml:1:4: error: '${' without its '}'\nx: ${seed\n   ^\n"
-            "write $${ for a ${ of your own",
+            (
+                "r.yaml:1:4: error: '${' without its '}'\nx: ${seed\n   ^\n"
+                "write $${ for a ${ of your own"
+            ),
         ),
         (
             "${out}",
-            "r.yaml:1:4: error: ${out} is not known here\nx: ${out}\n   ^\n"
-            "it is filled in where a step runs (rule `command`) or where a device is known",
+            (
+                "r.yaml:1:4: error: ${out} is not known here\nx: ${out}\n   ^\n"
+                "it is filled in where a step runs (rule `command`) or where a device is known"
+            ),
         ),
         (
             "${nothing}/x",

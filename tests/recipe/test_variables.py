@@ -101,23 +101,31 @@ def test_paths_are_relative_to_where_they_are_written(
     [
         (
             "  a: ${b}\n  b: ${a}\n",
-            "rec/r.yaml:2:3: error: variables refer to each other in a circle: a -> b -> a\n"
-            "  a: ${b}\n  ^",
+            (
+                "rec/r.yaml:2:3: error: variables refer to each other in a circle: a -> b -> a\n"
+                "  a: ${b}\n  ^"
+            ),
         ),
         (
             "  a: {type: integer, default: 1}\n",
-            "rec/r.yaml:2:13: error: unknown type 'integer'\n"
-            "  a: {type: integer, default: 1}\n            ^\ndid you mean 'int'?",
+            (
+                "rec/r.yaml:2:13: error: unknown type 'integer'\n"
+                "  a: {type: integer, default: 1}\n            ^\ndid you mean 'int'?"
+            ),
         ),
         (
             "  a: {type: int, default: four}\n",
-            "rec/r.yaml:2:27: error: variable 'a' must be a whole number, not 'four'\n"
-            "  a: {type: int, default: four}\n                          ^",
+            (
+                "rec/r.yaml:2:27: error: variable 'a' must be a whole number, not 'four'\n"
+                "  a: {type: int, default: four}\n                          ^"
+            ),
         ),
         (
             "  a: {type: int, defualt: 4}\n",
-            "rec/r.yaml:2:18: error: unknown key 'defualt'\n"
-            "  a: {type: int, defualt: 4}\n                 ^\ndid you mean 'default'?",
+            (
+                "rec/r.yaml:2:18: error: unknown key 'defualt'\n"
+                "  a: {type: int, defualt: 4}\n                 ^\ndid you mean 'default'?"
+            ),
         ),
         (
             "  a: {type: choice, choices: [x, y], default: z}\n",
@@ -126,13 +134,17 @@ def test_paths_are_relative_to_where_they_are_written(
         ),
         (
             "  a: {type: model}\n",
-            "rec/r.yaml:2:3: error: variable 'a' has no value\n  a: {type: model}\n  ^\n"
-            "give it one: -D a=...",
+            (
+                "rec/r.yaml:2:3: error: variable 'a' has no value\n  a: {type: model}\n  ^\n"
+                "give it one: -D a=..."
+            ),
         ),
         (
             "  out: 3\n",
-            "rec/r.yaml:2:3: error: '${out}' is filled in by qbuild itself\n  out: 3\n  ^\n"
-            "choose another name for this variable",
+            (
+                "rec/r.yaml:2:3: error: '${out}' is filled in by qbuild itself\n  out: 3\n  ^\n"
+                "choose another name for this variable"
+            ),
         ),
         (
             "  a b: 3\n",
