@@ -77,8 +77,6 @@ def _set_up_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     # use_deterministic_algorithms(True) does the same, and imports all of torch._inductor: 0.8 s.
     torch.set_deterministic_debug_mode("error")
-    # Else every torch.empty is written once, for the sake of those who read it unwritten.
-    sys.modules["torch.utils.deterministic"].__setattr__("fill_uninitialized_memory", False)
 
 
 def context(order: Order, report: Reporter) -> StepContext:
@@ -146,7 +144,7 @@ def describe(error: BaseException) -> tuple[str, str]:
             return explain(error), ""
         return "\n".join(filter(None, (error.message, error.remedy))), ""
     if is_for_people(error):
-        return str(error), ""
+        return str(error).removeprefix("error: "), ""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     text = "".join(traceback.format_exception(type(error), error, trace))
     if _is_out_of_memory(error):
