@@ -13,11 +13,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from buildsys.engine.folder import last_recipe
     from buildsys.plan.load import find_recipe, load_plan
     from buildsys.plan.missing import missing_sources
     from buildsys.recipe.mistakes import raise_all
 
-    recipe = find_recipe(args.words)
+    recipe = find_recipe(args.words, last_recipe(None))
     plan, _ = load_plan(recipe, read_defines(args.defines))
     raise_all(missing_sources(plan))
     print(

@@ -61,7 +61,9 @@ def missing(source: Source, part: str, path: str, wants_folder: bool) -> RecipeE
     if is_file(path) or is_folder(path):
         return RecipeError(f"{what}: {path} is {there}, not a {kind}", location=place)
     return RecipeError(
-        f"{what}: there is no {kind} {path}", remedy=nearby(source, path), location=place
+        f"{what}: there is no {kind} {path}",
+        remedy=nearby(source, path, wants_folder),
+        location=place,
     )
 
 
@@ -77,12 +79,13 @@ def not_installed(source: Source, what: str, path: str) -> RecipeError:
     )
 
 
-def nearby(source: Source, path: str) -> str | None:
+def nearby(source: Source, path: str, wants_folder: bool) -> str | None:
     """The most similar name in the same folder; for a model also those that qbuild ships."""
     from buildsys.recipe.mistakes import nearest
 
     folder = folder_of(path)
-    near = nearest(base(path), entries(folder))
+    fits = is_folder if wants_folder else is_file
+    near = nearest(base(path), [name for name in entries(folder) if fits(beside(path, name))])
     if near is not None:
         return f"did you mean {beside(path, near)}?"
     if source.kind == "model":

@@ -115,8 +115,8 @@ ONE_LINERS = [
         "a: {rule: rotation, inputs: {model: text}}",
         "text",
         (
-            "input 'model' takes a model or an artifact or a folder, and 'text' is a source of kind "
-            "'text'"
+            "input 'model' takes a model or an artifact or a folder, "
+            "and 'text' is a source of kind 'text'"
         ),
         None,
     ),
@@ -266,9 +266,13 @@ def test_two_artifacts_with_one_output_show_both_places(refuse_artifacts: Refuse
 
 
 def test_default_outputs_of_two_artifacts_may_not_meet(refuse_artifacts: Refuse) -> None:
-    text = '"${i}.json": {matrix: {i: [1, 2]}, rule: scales, ' + (
-        "inputs: {model: model, samples: text}, options: {level: 1}}"
-    )
+    text = """\
+"${i}.json":
+  matrix: {i: [1, 2]}
+  rule: scales
+  inputs: {model: model, samples: text}
+  options: {level: 1}
+"""
     found = refuse_artifacts(text)
     assert found.startswith(
         "r.yaml:8:3: error: two artifacts make 'histogram.json': '1.json' (r.yaml:8:3) is the other"

@@ -97,7 +97,10 @@ def test_names_of_the_running_step_are_left_alone() -> None:
     [
         (
             "a ${sed}",
-            "r.yaml:1:6: error: undefined variable 'sed'\nx: a ${sed}\n     ^\ndid you mean 'seed'?",
+            (
+                "r.yaml:1:6: error: undefined variable 'sed'\nx: a ${sed}\n     ^\n"
+                "did you mean 'seed'?"
+            ),
         ),
         (
             "a ${soc.nmae}",
