@@ -112,26 +112,31 @@ class LiveDisplay:
         return line.append(figures, "dim")
 
     def _picture(self) -> RenderableType:
-        """What runs, one row each, and a line about the whole."""
         with self._lock:
-            now = self._tally.clock()
-            steps = list(self._tally.running.items())
-            status = Text(self._tally.status(), style="bold")
-        texts = [(how_far(step, now), duration(round(now - step.began))) for _, step in steps]
-        shown = list(zip(steps, texts, strict=True))[:MOST_SHOWN]
-        far, elapsed = (max((len(text[at]) for _, text in shown), default=0) for at in (0, 1))
-        width = min(self._console.width, WIDEST) - 1  # the last column makes some terminals wrap
-        far = min(far, width - BAR - elapsed - SHORTEST_NAME - 5)
-        room = width - BAR - far - elapsed - 5  # two columns of margin, three between
-        table = Table.grid(padding=(0, 1, 0, 0))
-        for size in (room + 2, BAR, far, elapsed):
-            table.add_column(width=size, no_wrap=True)
-        for (name, step), (text, time) in shown:
-            named = Text(f"  {shortened(name, room)}")
-            table.add_row(named, _bar(step, now), Text(text), Text(time, justify="right"))
-        more = len(steps) - len(shown)
-        rest = [Text(f"  and {more} more", style="dim")] if more else []
-        return Group(table, *rest, status)
+            return picture(self._tally, self._console.width)
+
+
+def picture(tally: Tally, width: int) -> RenderableType:
+    """What runs, one row each, and a line about the whole, on `width` columns."""
+    now = tally.clock()
+    steps = list(tally.running.items())
+    shown = [
+        (name, step, how_far(step, now), duration(round(now - step.began)))
+        for name, step in steps[:MOST_SHOWN]
+    ]
+    far, elapsed = (max((len(row[at]) for row in shown), default=0) for at in (2, 3))
+    width = min(width, WIDEST) - 1  # the last column makes some terminals wrap
+    far = min(far, width - BAR - elapsed - SHORTEST_NAME - 5)
+    room = width - BAR - far - elapsed - 5  # two columns of margin, three between
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for size in (room + 2, BAR, far, elapsed):
+        table.add_column(width=size, no_wrap=True)
+    for name, step, text, time in shown:
+        named = Text(f"  {shortened(name, room)}")
+        table.add_row(named, _bar(step, now), Text(text), Text(time, justify="right"))
+    more = len(steps) - len(shown)
+    rest = [Text(f"  and {more} more", style="dim")] if more else []
+    return Group(table, *rest, Text(tally.status(), style="bold"))
 
 
 def _bar(step: Running, now: float) -> RenderableType:

@@ -12,7 +12,7 @@ import pytest
 
 from buildsys.engine.executor import Order
 from buildsys.engine.local import landlock
-from tests.engine.local.conftest import Workshop
+from tests.engine.local.workshop import Workshop
 
 
 def test_a_program_runs_in_its_staging_folder_and_its_output_is_in_the_log(

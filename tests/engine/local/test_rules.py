@@ -12,7 +12,7 @@ import pytest
 
 from buildsys.engine.executor import Progress
 from buildsys.engine.local import process_tree
-from tests.engine.local.conftest import Workshop, is_alive
+from tests.engine.local.workshop import Workshop, is_alive
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from buildsys.engine.local import process_tree
-from tests.engine.local.conftest import DEADLINE, Workshop, is_alive
+from tests.engine.local.workshop import DEADLINE, Workshop, is_alive
 
 # Leaves its parent, its session, its environment and its folder, says who it is, and stays.
 DAEMON = """
@@ -22,7 +22,7 @@ def daemon():
     os.setsid()
     if os.fork(): os._exit(0)
     os.chdir('/')
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
+    for number in (1, 2, 15): signal.signal(number, signal.SIG_IGN)
     say = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
     os.execve(sys.executable, [sys.executable, '-S', '-c', say], {})
 """
@@ -83,7 +83,7 @@ QBUILD = """
 import fcntl, os, signal, sys, json
 sys.path[:] = json.loads(sys.argv[1])
 from pathlib import Path
-from tests.engine.local.conftest import Workshop
+from tests.engine.local.workshop import Workshop
 lock = os.open(sys.argv[2] + '/lock', os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
 workshop = Workshop(Path(sys.argv[2]), lock)
