@@ -6,6 +6,7 @@ PyPI wheel carries; a contracted build differs in about 5 % of Q4_K blocks.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from buildsys.quant import legacy_blocks, q4_k, q6_k
+from buildsys.quant.compiled import available
 from buildsys.quant.errors import QuantError
 from buildsys.quant.rounding import F32
 
@@ -25,13 +27,18 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class BlockType:
-    """`weights` consecutive weights of a row are stored in `size` bytes."""
+    """`weights` consecutive weights of a row are stored in `size` bytes.
+
+    quantize and dequantize are numpy; `compiled` names ("module:function") a kernel that gives
+    the same bytes faster where numba is installed.
+    """
 
     name: str
     weights: int
     size: int
     quantize: Callable[[F32], Bytes]
     dequantize: Callable[[Bytes], F32]
+    compiled: str | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -45,8 +52,22 @@ BLOCKS: Mapping[str, BlockType] = MappingProxyType(
         for block in (
             BlockType("Q4_0", 32, 18, legacy_blocks.quantize_q4_0, legacy_blocks.dequantize_q4_0),
             BlockType("Q8_0", 32, 34, legacy_blocks.quantize_q8_0, legacy_blocks.dequantize_q8_0),
-            BlockType("Q4_K", 256, q4_k.BLOCK_BYTES, q4_k.quantize_q4_k, q4_k.dequantize_q4_k),
-            BlockType("Q6_K", 256, q6_k.BLOCK_BYTES, q6_k.quantize_q6_k, q6_k.dequantize_q6_k),
+            BlockType(
+                "Q4_K",
+                256,
+                q4_k.BLOCK_BYTES,
+                q4_k.quantize_q4_k,
+                q4_k.dequantize_q4_k,
+                "buildsys.quant.q4_k_lanes:quantize_q4_k",
+            ),
+            BlockType(
+                "Q6_K",
+                256,
+                q6_k.BLOCK_BYTES,
+                q6_k.quantize_q6_k,
+                q6_k.dequantize_q6_k,
+                "buildsys.quant.q6_k_lanes:quantize_q6_k",
+            ),
         )
     }
 )
@@ -75,6 +96,7 @@ def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes
         )
     rows = values.reshape(-1, block.weights)
     blocks = np.empty((len(rows), block.size), dtype=np.uint8)
+    kernel = _kernel(block, values.size)
     step = CHUNK // block.weights
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
@@ -82,8 +104,19 @@ def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes
             raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
         # Zero divisors and overflow are part of the reference's arithmetic.
         with np.errstate(all="ignore"):
-            blocks[first : first + step] = block.quantize(part)
+            blocks[first : first + step] = kernel(part)
     return blocks
+
+
+def _kernel(block: BlockType, weights: int) -> Callable[[F32], Bytes]:
+    """The numpy kernel, or the compiled one where it exists, is installed and pays its start."""
+    if block.compiled is None or weights < CHUNK or not available():
+        return block.quantize
+    module, function = block.compiled.split(":")
+    # By name: the bytes are the same, so the compiled kernels are no part of what an artifact
+    # was made from, and code that follows imports must not take them for one.
+    kernel: Callable[[F32], Bytes] = getattr(importlib.import_module(module), function)
+    return kernel
 
 
 def dequantize(blocks: npt.ArrayLike, type_name: str) -> F32:

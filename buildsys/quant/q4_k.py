@@ -46,10 +46,10 @@ def quantize_q4_k(x: F32) -> Bytes:
     columns = np.ascontiguousarray(x.reshape(-1, 32).T)
     best = _search(columns)
     scales, minima = best.scale.reshape(-1, 8), (-best.minimum).reshape(-1, 8)
-    d, ls = _six_bits(scales)
-    dmin, lm = _six_bits(minima)
+    d, ls = six_bits(scales)
+    dmin, lm = six_bits(minima)
     levels = _final_levels(columns, best, d, ls, dmin, lm)
-    return np.hstack([fp16_bytes(d), fp16_bytes(dmin), _pack_scales(ls, lm), _pack_nibbles(levels)])
+    return np.hstack([fp16_bytes(d), fp16_bytes(dmin), pack_scales(ls, lm), _pack_nibbles(levels)])
 
 
 def dequantize_q4_k(blocks: Bytes) -> F32:
@@ -130,7 +130,7 @@ def _error(x: F32, weight: F32, levels: F32, scale: F32, minimum: F32) -> F32:
     return sum_in_order(difference)
 
 
-def _six_bits(values: F32) -> tuple[F32, Bytes]:
+def six_bits(values: F32) -> tuple[F32, Bytes]:
     """[n, 8] -> (the super-block's factor [n], 6-bit multiples of it [n, 8])."""
     largest = np.maximum(values.max(axis=1), np.float32(0))
     inverse = np.where(largest > 0, np.float32(63) / largest, np.float32(0))
@@ -138,13 +138,17 @@ def _six_bits(values: F32) -> tuple[F32, Bytes]:
     return largest / np.float32(63), np.minimum(multiples, np.uint8(63))
 
 
+def times_six_bits(factor: F32, multiples: Bytes) -> F32:
+    """What is stored stands for: the factor [n], as float16, times the multiples [n, 8]; [8 n]."""
+    return (fp16_values(fp16_bytes(factor))[:, None] * multiples.astype(np.float32)).reshape(-1)
+
+
 def _final_levels(x: F32, best: _Best, d: F32, ls: Bytes, dmin: F32, lm: Bytes) -> I32:
     """Levels [32, m] for the scales as they are stored.
 
     Where the stored scale is zero C leaves the levels of the search, so they are made again.
     """
-    scale = (fp16_values(fp16_bytes(d))[:, None] * ls.astype(np.float32)).reshape(-1)
-    minimum = (fp16_values(fp16_bytes(dmin))[:, None] * lm.astype(np.float32)).reshape(-1)
+    scale, minimum = times_six_bits(d, ls), times_six_bits(dmin, lm)
     levels = nearest_int((x + minimum) / scale)
     dead = scale == 0
     if bool(dead.any()):
@@ -153,7 +157,7 @@ def _final_levels(x: F32, best: _Best, d: F32, ls: Bytes, dmin: F32, lm: Bytes) 
     return np.clip(levels, 0, 15)
 
 
-def _pack_scales(ls: Bytes, lm: Bytes) -> Bytes:
+def pack_scales(ls: Bytes, lm: Bytes) -> Bytes:
     """Eight 6-bit scales and minima [n, 8] in 12 bytes: the upper four's top bits ride above."""
     first = ls[:, :4] | (ls[:, 4:] >> 4) << 6
     second = lm[:, :4] | (lm[:, 4:] >> 4) << 6

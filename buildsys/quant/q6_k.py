@@ -16,7 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK_BYTES = 210
 _HALF_RANGE = 32
 # ggml's GROUP_MAX_EPS: smaller groups count as zero.
-_ZERO = np.float32(1e-15)
+ZERO = np.float32(1e-15)
 _SHIFTS = (0, *range(-9, 0), *range(1, 10))
 
 
@@ -24,7 +24,7 @@ def quantize_q6_k(x: F32) -> Bytes:
     """x [n, 256] float32 -> [n, 210] bytes: low nibbles, high pairs, 16 int8 scales, d."""
     columns = np.ascontiguousarray(x.reshape(-1, 16).T)
     scale, inverse = _search(columns)
-    d, multiples, zero = _super_scale(scale.reshape(-1, 16))
+    d, multiples, zero = super_scale(scale.reshape(-1, 16))
     levels = _final_levels(columns, inverse, d, multiples)
     blocks = _pack(levels, multiples, d)
     blocks[zero] = 0
@@ -70,13 +70,13 @@ def _search(x: F32) -> tuple[F32, F32]:
         np.copyto(scale, ratio, where=better)
         np.copyto(best, ratio * sum_xl, where=better)
         np.copyto(kept, inverse, where=better)
-    zero = np.abs(peak) < _ZERO
+    zero = np.abs(peak) < ZERO
     scale[zero] = 0
     kept[zero] = 0
     return scale, kept
 
 
-def _super_scale(scales: F32) -> tuple[F32, npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
+def super_scale(scales: F32) -> tuple[F32, npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
     """[n, 16] -> d [n], int8 multiples [n, 16], and which super-blocks are all zero [n]."""
     # C compares with >, which no NaN (weights beyond 1e19, whose squares overflow) passes.
     known = np.where(np.isnan(scales), np.float32(0), scales)
@@ -84,7 +84,7 @@ def _super_scale(scales: F32) -> tuple[F32, npt.NDArray[np.int8], npt.NDArray[np
     inverse: F32 = np.divide(np.float32(-128), largest)
     multiples = np.minimum(nearest_int(inverse * scales), 127).astype(np.int8)
     d: F32 = np.divide(np.float32(1), inverse)
-    return d[:, 0], multiples, np.abs(largest[:, 0]) < _ZERO
+    return d[:, 0], multiples, np.abs(largest[:, 0]) < ZERO
 
 
 def _final_levels(x: F32, inverse: F32, d: F32, multiples: npt.NDArray[np.int8]) -> I32:

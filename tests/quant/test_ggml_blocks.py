@@ -34,17 +34,37 @@ def distributions() -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) for name, x in cases.items()}
 
 
+@pytest.fixture(params=["numpy", "compiled"])
+def kernel(request, monkeypatch):
+    """Both kernels of a type, whatever the size of the tensor."""
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="pip install numba (extra: fast)")
+        monkeypatch.setattr(ggml_blocks, "CHUNK", 1 << 15)
+    monkeypatch.setattr(ggml_blocks, "available", lambda: request.param == "compiled")
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("type_name", TYPES)
 def test_bytes_are_those_of_the_reference(type_name, golden_blocks):
     blocks = quantize(golden_blocks["x"], type_name)
     np.testing.assert_array_equal(blocks, golden_blocks[type_name])
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("case", distributions())
 @pytest.mark.parametrize("type_name", TYPES)
 def test_bytes_are_those_of_peers_on_any_weights(type_name, case, peer):
     x = distributions()[case]
     np.testing.assert_array_equal(quantize(x, type_name), peer(x, type_name))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q6_K"])
+def test_any_number_of_blocks_gives_the_same_bytes(type_name, golden_blocks, monkeypatch):
+    monkeypatch.setattr(ggml_blocks, "CHUNK", 256)
+    for rows in (1, 2, 3, 17):
+        blocks = quantize(golden_blocks["x"][:rows], type_name)
+        np.testing.assert_array_equal(blocks, golden_blocks[type_name][:rows])
 
 
 @pytest.mark.parametrize("type_name", TYPES)
