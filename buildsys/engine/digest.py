@@ -118,8 +118,9 @@ def _walk(
             raise UnfitContent(f"{entry.path} is neither a file nor a folder")
 
 
-def source_entries(stamps: Stamps, source: Source, parts: Sequence[str]) -> list[list[str]]:
-    """What a source is, as [label, digest] pairs; a model's by the parts that are read.
+def source_entries(stamps: Stamps, source: Source, parts: Sequence[str]) -> list[list[str | None]]:
+    """What a source is, as [label, digest] pairs; a model's by the parts that are read. The
+    digest is None for a hub model that has not been fetched.
 
     Raises RecipeError, at the source's place in the recipe, for what is not there.
     """
@@ -146,8 +147,10 @@ def _missing(source: Source, path: str) -> RecipeError:
     return RecipeError(message, location=source.where)
 
 
-def _model_entries(stamps: Stamps, source: Source, parts: Sequence[str]) -> list[list[str]]:
+def _model_entries(stamps: Stamps, source: Source, parts: Sequence[str]) -> list[list[str | None]]:
     path = source.paths["path"]
+    if not path:
+        return [[f"{source.name}:{part}", None] for part in parts]
     mode = stamps.mode(path, follow=True)
     if mode is None:
         raise _missing(source, path)

@@ -13,21 +13,17 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 
 class BuildLock:
-    """Holds the lock as a context; `fd` is what a supervisor inherits (never unlock it)."""
+    """`fd` is what a supervisor inherits; -1 while the lock is not held."""
 
     def __init__(self, path: str, say: Callable[[str], None]) -> None:
         self._path = path
         self._say = say
         self.fd = -1
 
-    def __enter__(self) -> BuildLock:
+    def acquire(self) -> None:
         """Wait until nobody else holds it, and say for whom.
 
         Raises OSError where the folder takes no file (a disk that is read-only).
@@ -46,15 +42,10 @@ class BuildLock:
         owner = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(owner).encode(), 0)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Closing our descriptor leaves a supervisor's copy holding the lock; LOCK_UN would not.
+    def release(self) -> None:
+        """Let go of it; a supervisor that inherited the descriptor still holds it. (LOCK_UN
+        would take it from that one too.)"""
         os.close(self.fd)
         self.fd = -1
 

@@ -1,0 +1,185 @@
+"""What `all` and `build` do, as a list of stages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from buildsys.cli.build_words import add_folder_words, project_of, say
+from buildsys.engine.build import (
+    Request,
+    build,
+    judge_all,
+    locked,
+    refuse_missing,
+    skipped,
+    to_run,
+    with_models,
+)
+from buildsys.engine.gates import keep_readings, read_gates
+from buildsys.engine.project import remember_plan, survey_of
+from buildsys.engine.temporary import Temporaries
+from buildsys.plan.targets import targets, upstream
+
+if TYPE_CHECKING:
+    from buildsys.engine.build import Outcome
+    from buildsys.engine.display import Display
+    from buildsys.engine.executor import Executor
+    from buildsys.engine.project import Project, Scene
+
+FAILED = 1
+SIGNALLED = 128
+
+
+def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
+    add_folder_words(parser, targets=targets)
+    parser.add_argument(
+        "-j", "--jobs", type=positive, metavar="N", help="steps at a time (default: processors)"
+    )
+    parser.add_argument("-k", "--keep-going", action="store_true", help="build what can be built")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run, and why")
+    parser.add_argument("--strict", action="store_true", help="a skipped artifact is an error")
+    parser.add_argument(
+        "--force", action="append", default=[], metavar="TARGET", help="build it in any case"
+    )
+    loud = parser.add_mutually_exclusive_group()
+    loud.add_argument("-v", "--verbose", action="store_true", help="say why each step runs")
+    loud.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError(word)
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build what is stale; 0, or the exit code that says what went wrong."""
+    project, words = project_of(args)
+    request = request_of(args, project, words)
+    forced = targets(project.plan, args.force) if args.force else ()
+    if args.dry_run:
+        return dry_run(project, request, forced)
+    with locked(project, say) as lock_fd:
+        project = with_models(project, request, say)
+        scene = survey_of(project, forced)
+        warn_of_damage(scene)
+        judge_all(scene.survey, request.selection)
+        refuse_missing(scene.survey, request, args.strict)
+        temporaries = Temporaries(project.folder.root, scene.survey, request.named)
+        names = to_run(scene.survey, request.selection, temporaries)
+        tell_skipped(scene, args)
+        if names:
+            display = display_of(args)
+            outcome = build(
+                project, scene, request, names, temporaries, lock_fd, local_executor, display
+            )
+            code = sum_up(outcome, args)
+        else:
+            code = nothing_to_do(scene, request, args)
+        temporaries.sweep()
+        remember(project, scene)
+    return check_gates(project, scene, args) or code
+
+
+def request_of(args: argparse.Namespace, project: Project, words: tuple[str, ...]) -> Request:
+    wanted = targets(project.plan, words)
+    selection = upstream(project.plan, wanted) if words else wanted
+    named = frozenset(wanted) if words else frozenset()
+    return Request(selection, named, args.jobs, args.keep_going)
+
+
+def local_executor(lock_fd: int) -> Executor:
+    from buildsys.engine.local.executor import LocalExecutor
+
+    return LocalExecutor(lock_fd)
+
+
+def display_of(args: argparse.Namespace) -> Display:
+    from buildsys.engine.display import PlainDisplay, QuietDisplay
+
+    return QuietDisplay() if args.quiet else PlainDisplay(reasons=args.verbose)
+
+
+def warn_of_damage(scene: Scene) -> None:
+    if scene.entries.damaged:
+        lines = ", ".join(map(str, scene.entries.damaged))
+        say(f"warning: the journal is damaged (line {lines}); what it said of those steps is lost")
+
+
+def tell_skipped(scene: Scene, args: argparse.Namespace) -> None:
+    if not args.quiet:
+        for line in skipped(scene.survey):
+            say(line)
+
+
+def nothing_to_do(scene: Scene, request: Request, args: argparse.Namespace) -> int:
+    if not args.quiet:
+        fresh = sum(scene.survey.verdicts[name].state == "fresh" for name in request.selection)
+        print(f"nothing to do: {counted(fresh, 'artifact')} up to date")
+    return 0
+
+
+def counted(number: int, what: str) -> str:
+    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
+
+
+def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
+    """Say in one line what came of the build; the exit code."""
+    parts = [f"built {len(outcome.made)}"]
+    if outcome.failures:
+        parts.append(f"failed: {', '.join(each.step for each in outcome.failures)}")
+    if outcome.blocked:
+        parts.append(f"not tried, for want of these: {', '.join(outcome.blocked)}")
+    if outcome.stopped_by:
+        parts.append("interrupted; finished steps are kept")
+    if not args.quiet or outcome.failures:
+        print("; ".join(parts), file=sys.stderr if len(parts) > 1 else sys.stdout)
+    if outcome.stopped_by:
+        return SIGNALLED + outcome.stopped_by
+    return FAILED if outcome.failures else 0
+
+
+def remember(project: Project, scene: Scene) -> None:
+    """Keep what was learnt for the next run."""
+    remember_plan(project)
+    scene.stamps.save()
+    scene.code.save()
+
+
+def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int:
+    """Read the gates on artifacts that are fresh; 1 where one fails."""
+    plan, verdicts = project.plan, scene.survey.verdicts
+    ready = []
+    for gate in plan.gates:
+        verdict = verdicts.get(plan.producer[gate.artifact])
+        if verdict is not None and verdict.state == "fresh" and not verdict.absent:
+            ready.append(gate)
+    readings = read_gates(ready, project.folder)
+    keep_readings(readings, project.folder)
+    for reading in readings:
+        if not reading.passed:
+            say(f"error: {reading}")
+        elif args.verbose:
+            say(str(reading))
+    return 0 if all(reading.passed for reading in readings) else FAILED
+
+
+def dry_run(project: Project, request: Request, forced: Collection[str]) -> int:
+    """Say what would run and why; change nothing."""
+    scene = survey_of(project, forced)
+    judge_all(scene.survey, request.selection)
+    temporaries = Temporaries(project.folder.root, scene.survey, request.named)
+    names = to_run(scene.survey, request.selection, temporaries)
+    for line in skipped(scene.survey):
+        print(line)
+    for name in names:
+        verdict = scene.survey.verdicts[name]
+        word = "would run" if verdict.state == "stale" else "may run"
+        print(f"{word} {name}: {'; '.join(map(str, verdict.reasons))}")
+    if not names:
+        print("nothing to do")
+    return 0

@@ -1,0 +1,186 @@
+"""A plan with what the engine must know of its rules, in a form that a null build can read
+without importing a rule, and the cache that holds it.
+
+The cache is valid for one recipe and one set of -D words, and says what it was made from:
+the recipe's files by content, qbuild's own files by stat, the installed distributions by name,
+and folders that must not appear because the recipe would then mean another model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from blake3 import blake3
+
+import buildsys
+from buildsys.engine.key import canonical, distribution_versions, fixed_parts, key_digest
+from buildsys.engine.stamps import hash_file
+from buildsys.plan.cached import from_json, to_json
+from buildsys.share import PACKAGE
+
+if TYPE_CHECKING:
+    from buildsys.plan.graph import Json, Plan
+    from buildsys.rules.spec import Rule
+
+VERSION = 1
+# What decides how a recipe becomes a blueprint.
+MAKERS = ("", "recipe", "plan", "rules", "engine")
+
+
+class RuleFacts(NamedTuple):
+    """What the engine needs of a `rules.spec.Rule`. parts: input -> parts of a model."""
+
+    module: str
+    distributions: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    templates: tuple[str, ...]
+    float_sums: bool
+    worker: str
+
+
+class Blueprint(NamedTuple):
+    """fixed: step -> digest of the parts of its key that only the plan decides."""
+
+    plan: Plan
+    rules: Mapping[str, RuleFacts]
+    fixed: Mapping[str, str]
+
+
+def draw(plan: Plan, rules: Mapping[str, tuple[str, Rule]]) -> Blueprint:
+    """The blueprint of a plan. rules: name -> (module, rule) for every rule that it uses."""
+    facts = {
+        name: RuleFacts(
+            module=module,
+            distributions=rule.distributions,
+            parts={each: spec.parts for each, spec in rule.inputs.items() if spec.parts},
+            templates=rule.templates,
+            float_sums=rule.float_sums,
+            worker=rule.worker,
+        )
+        for name, (module, rule) in rules.items()
+    }
+    fixed = {
+        name: key_digest(fixed_parts(step, plan, facts[step.rule].templates))
+        for name, step in plan.steps.items()
+    }
+    return Blueprint(plan, facts, fixed)
+
+
+def load(recipe: str, defines: Mapping[str, str]) -> tuple[Blueprint, tuple[str, ...]]:
+    """Read, check and plan a recipe: the slow way. Also every file that was read for it."""
+    from buildsys.plan.load import load_plan
+    from buildsys.rules import find_rule, rule_modules
+
+    plan, files = load_plan(recipe, defines)
+    modules = rule_modules()
+    used = {step.rule: (modules[step.rule], find_rule(step.rule)) for step in plan.steps.values()}
+    return draw(plan, used), files
+
+
+def write_cache(
+    path: str, blueprint: Blueprint, files: tuple[str, ...], defines: Mapping[str, str]
+) -> None:
+    """Remember a blueprint; silently not, where the disk does not take it."""
+    plan = blueprint.plan
+    header = {
+        "version": VERSION,
+        "recipe": os.path.abspath(plan.recipe),
+        "defines": dict(defines),
+        "here": os.getcwd(),
+        "files": {os.path.abspath(file): hash_file(file) for file in files},
+        "absent": folders_that_would_win(plan),
+        "qbuild": own_stamp(),
+        "packages": packages_stamp(),
+    }
+    body = {
+        "plan": to_json(plan),
+        "rules": {name: list(facts) for name, facts in blueprint.rules.items()},
+        "fixed": dict(blueprint.fixed),
+    }
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "w") as file:
+            file.write(json.dumps(header) + "\n")
+            file.write(json.dumps(body, separators=(",", ":")))
+        os.replace(temporary, path)
+    except OSError:
+        return  # the recipe is read again next time, and that is all
+
+
+def read_cache(path: str, recipe: str, defines: Mapping[str, str]) -> Blueprint | None:
+    """The remembered blueprint of this recipe and these -D words, if it still holds."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.readline())
+            if not _holds(header, recipe, defines):
+                return None
+            body = json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+    rules = {name: _facts(row) for name, row in body["rules"].items()}
+    return Blueprint(from_json(body["plan"]), rules, body["fixed"])
+
+
+def cached_recipe(path: str) -> str | None:
+    """The recipe that a cache file is of (absolute), whether it still holds or not."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+    return header.get("recipe") if isinstance(header, dict) else None
+
+
+def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
+    return (
+        header["version"] == VERSION
+        and header["recipe"] == os.path.abspath(recipe)
+        and header["defines"] == dict(defines)
+        and header["here"] == os.getcwd()
+        and header["qbuild"] == own_stamp()
+        and header["packages"] == packages_stamp()
+        and all(os.path.isfile(f) and hash_file(f) == d for f, d in header["files"].items())
+        and not any(os.path.isdir(folder) for folder in header["absent"])
+    )
+
+
+def _facts(row: Json) -> RuleFacts:
+    module, distributions, parts, templates, float_sums, worker = row
+    by_input = {name: tuple(each) for name, each in parts.items()}
+    facts = (module, tuple(distributions), by_input, tuple(templates), float_sums, worker)
+    return RuleFacts(*facts)
+
+
+def folders_that_would_win(plan: Plan) -> list[str]:
+    """Where a folder would take the place of a model that qbuild ships or fetches."""
+    names = []
+    for source in plan.sources.values():
+        if source.kind == "model":
+            path = source.paths.get("path", "")
+            names.append(source.options.get("hub") or os.path.basename(path))
+    beside = (os.path.dirname(os.path.abspath(plan.recipe)), os.getcwd())
+    folders = {os.path.join(folder, name) for folder in beside for name in names if name}
+    return sorted(folder for folder in folders if not os.path.isdir(folder))
+
+
+def own_stamp() -> str:
+    """qbuild's version and a stamp of each file of it that has a say in blueprints."""
+    hasher = blake3(f"{buildsys.__version__} {sys.version}".encode())
+    for room in MAKERS:
+        with os.scandir(f"{PACKAGE}/{room}" if room else PACKAGE) as scan:
+            for entry in sorted(scan, key=lambda entry: entry.name):
+                if entry.name.endswith(".py"):
+                    found = entry.stat()
+                    line = f"{entry.path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+                    hasher.update(line.encode(errors="surrogateescape"))
+    return hasher.hexdigest()
+
+
+def packages_stamp() -> str:
+    """What is installed, as the names of distributions tell: a plugin, or a newer torch, shows."""
+    versions = distribution_versions(sys.path)
+    return blake3(canonical(sorted(versions.items())).encode()).hexdigest()

@@ -1,0 +1,192 @@
+"""A build, stage by stage: what is wanted, what is stale, run it, what came of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from buildsys.engine import folder as folders
+from buildsys.engine.hub import fetch_models
+from buildsys.engine.lock import BuildLock
+from buildsys.engine.project import remember_plan
+from buildsys.engine.temporary import Temporaries
+from buildsys.errors import QbuildError, ToolchainMissing
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from buildsys.engine.display import Display
+    from buildsys.engine.executor import Executor
+    from buildsys.engine.failure import Failure
+    from buildsys.engine.project import Project, Scene
+    from buildsys.engine.staleness import Survey
+
+MakeExecutor = Callable[[int], "Executor"]
+
+
+class Request(NamedTuple):
+    """What a command line asks of a build. named: targets that were asked for by name; jobs:
+    None for one per processor."""
+
+    selection: tuple[str, ...]
+    named: frozenset[str]
+    jobs: int | None
+    keep_going: bool
+
+
+class Outcome(NamedTuple):
+    """made: committed steps; blocked: steps that wait for a failed one; stopped_by: a signal's
+    number, 0 if none came."""
+
+    made: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    blocked: tuple[str, ...]
+    stopped_by: int
+
+
+@contextmanager
+def locked(project: Project, say: Callable[[str], None]) -> Iterator[int]:
+    """Hold the build folder's lock; its descriptor, or -1 where the disk is read-only: then
+    nothing may be built, and a build with nothing to do still says so."""
+    own = project.folder.own("")
+    try:
+        os.makedirs(own, exist_ok=True)
+        lock = BuildLock(project.folder.own("lock"), say)
+        lock.acquire()
+    except OSError as error:
+        if not os.path.isfile(project.folder.own("journal")):
+            raise QbuildError(f"cannot build in {project.folder.root}: {error.strerror}") from error
+        yield -1
+        return
+    try:
+        yield lock.fd
+    finally:
+        lock.release()
+
+
+def with_models(project: Project, request: Request, say: Callable[[str], None]) -> Project:
+    """The project with the models that it needs fetched from the hub."""
+    from buildsys.plan.missing import sources_read
+
+    wanted = sources_read(project.plan, request.selection)
+    plan = fetch_models(project.plan, wanted, project.folder, say)
+    return project._replace(blueprint=project.blueprint._replace(plan=plan))
+
+
+def judge_all(survey: Survey, selection: Collection[str]) -> None:
+    """Decide about every step of the selection, in the plan's order."""
+    for name in selection:
+        survey.judge(name)
+
+
+def refuse_missing(survey: Survey, request: Request, strict: bool) -> None:
+    """Raises ToolchainMissing for steps that may not be skipped: those that are not optional,
+    those that were asked for by name, with `strict` all."""
+    refused = []
+    for name in request.selection:
+        verdict = survey.verdicts[name]
+        if verdict.state != "skipped":
+            continue
+        own = not verdict.reasons[0].text.startswith("needs ")
+        if strict or name in request.named or (own and not survey.plan.steps[name].optional):
+            refused.append(f"{name}: {verdict.reasons[0]}")
+    if refused:
+        raise ToolchainMissing(
+            "cannot be made here: " + "; ".join(refused),
+            remedy="install what is missing, or mark the artifact `optional: true`",
+        )
+
+
+def to_run(survey: Survey, selection: Collection[str], temporaries: Temporaries) -> list[str]:
+    """The steps that may run. A temporary artifact that is stale is none of them unless
+    something that may run reads it."""
+    chosen: set[str] = set()
+    for name in reversed(list(selection)):
+        may_run = survey.verdicts[name].state in ("stale", "unsure")
+        if may_run and temporaries.needed(name, chosen):
+            chosen.add(name)
+    return [name for name in selection if name in chosen]
+
+
+def build(
+    project: Project,
+    scene: Scene,
+    request: Request,
+    names: Sequence[str],
+    temporaries: Temporaries,
+    lock_fd: int,
+    make_executor: MakeExecutor,
+    display: Display,
+) -> Outcome:
+    """Run the steps that may run; everything finished is committed when this returns.
+
+    Raises QbuildError where the disk takes nothing.
+    """
+    if lock_fd < 0:
+        raise QbuildError(f"{project.folder.root} is read-only, and {len(names)} steps must run")
+    from buildsys.engine.journal import Journal
+    from buildsys.engine.runner import StepRunner
+    from buildsys.engine.schedule import Pool, machine_capacity
+    from buildsys.engine.work import Work
+
+    folder, survey = project.folder, scene.survey
+    os.makedirs(folder.own("logs"), exist_ok=True)
+    folders.write_made(folder, folders.Made(project.recipe, project.defines))
+    remember_plan(project)
+    journal = Journal(folder.own("journal"), scene.entries)
+    pool = Pool(machine_capacity(request.jobs, scene.machine.gpus))
+    executor = make_executor(lock_fd)
+    work = Work(
+        folder, survey, scene.stamps, journal, scene.machine, executor, display, pool.give_back
+    )
+    runner = StepRunner(survey, work, temporaries, pool, display, request.keep_going)
+    before = dict(survey.entries.done)
+    display.begin(len(names))
+    try:
+        with signals_to(runner.stop):
+            runner.run_steps(names)
+    finally:
+        executor.close()
+        try:
+            work.ended_only()
+        finally:
+            work.close()
+            journal.close()
+            display.finished()
+    made = [name for name in names if survey.entries.done.get(name) is not before.get(name)]
+    return Outcome(tuple(made), tuple(work.failures), tuple(runner.blocked), runner.stopped_by)
+
+
+@contextmanager
+def signals_to(stop: Callable[[int], None]) -> Iterator[None]:
+    """While this lasts, a first SIGINT, SIGTERM or SIGHUP asks for a stop; a second is as usual.
+
+    Raised where it strikes, an exception could fall between a rename and its journal line.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, before[each])
+        stop(number)
+
+    before = {}
+    with suppress(ValueError):  # not in the main thread: then signals go elsewhere anyway
+        before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def skipped(survey: Survey) -> list[str]:
+    """A line for each skipped step, with the chain that leads to what is missing."""
+    return [
+        f"skipped {name}: {verdict.reasons[0]}"
+        for name, verdict in survey.verdicts.items()
+        if verdict.state == "skipped"
+    ]

@@ -1,0 +1,145 @@
+"""From a step of the plan to an order for the executor: paths filled in, program worked out."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from buildsys.engine.executor import Order
+from buildsys.engine.key import canonical, device_of
+from buildsys.rules.spec import Input, StepContext
+
+if TYPE_CHECKING:
+    from buildsys.engine.blueprint import RuleFacts
+    from buildsys.engine.folder import BuildFolder
+    from buildsys.plan.graph import Json, Plan, Ref, Step
+    from buildsys.rules.spec import Command
+
+
+def make_order(
+    step: Step,
+    plan: Plan,
+    facts: RuleFacts,
+    folder: BuildFolder,
+    staging: str,
+    parts: Mapping[str, Json],
+    template: Callable[[str], str],
+) -> Order:
+    """The order that makes `step` in `staging`. parts: of its key, for the inputs' digests.
+
+    Imports the rule; where it runs a program, asks it which. Raises StepError.
+    """
+    context = step_context(step, plan, facts, folder, staging, parts, template)
+    module = importlib.import_module(facts.module)
+    argv: tuple[str, ...] = ()
+    environment = dict(step.environment)
+    if hasattr(module, "command"):
+        asked: Command = module.command(in_process(context))
+        argv, environment = asked.argv, dict(asked.environment)
+    worker = "fresh" if device_of(step) != "cpu" else facts.worker
+    return Order(
+        id=step.name,
+        module="" if argv else facts.module,
+        argv=argv,
+        context=context,
+        environment=environment,
+        staging=staging,
+        log=folder.log(step.name),
+        worker=worker,  # type: ignore[arg-type]  # a rule's worker is one of the three words
+        threads=step.threads,
+        timeout=step.timeout,
+        memory_limit=None,
+    )
+
+
+def step_context(
+    step: Step,
+    plan: Plan,
+    facts: RuleFacts,
+    folder: BuildFolder,
+    staging: str,
+    parts: Mapping[str, Json],
+    template: Callable[[str], str],
+) -> dict[str, Json]:
+    """The fields of `StepContext` as JSON."""
+    options = {
+        name: template(str(value)) if name in facts.templates else value
+        for name, value in step.options.items()
+    }
+    inputs = {
+        name: [
+            _input(ref, plan, folder, dict(parts["inputs"][name]))
+            for ref in given
+            if not _is_skipped(ref, parts["inputs"][name])
+        ]
+        for name, given in step.inputs.items()
+    }
+    return {
+        "name": step.name,
+        "inputs": inputs,
+        "options": options,
+        "outputs": {name: f"{staging}/{path.rstrip('/')}" for name, path in step.outputs.items()},
+        "threads": step.threads,
+        "device": device_of(step),
+        "environment": dict(step.environment),
+        "toolchain": {},
+    }
+
+
+def _is_skipped(ref: Ref, items: Json) -> bool:
+    return ref.kind == "artifact" and [ref.name, None] in items
+
+
+def _input(
+    ref: Ref, plan: Plan, folder: BuildFolder, digests: Mapping[str, str]
+) -> dict[str, Json]:
+    if ref.kind == "artifact":
+        path = f"{folder.root}/{ref.name.rstrip('/')}"
+        digest = digests[ref.name]
+        return {"name": ref.name, "kind": ref.kind, "paths": {"path": path}, "digest": digest}
+    source = plan.sources[ref.name]
+    own = [[k, v] for k, v in digests.items() if k == ref.name or k.startswith(f"{ref.name}:")]
+    digest = str(own[0][1]) if len(own) == 1 else blake3(canonical(own).encode()).hexdigest()
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "paths": dict(source.paths),
+        "digest": digest,
+        "options": dict(source.options),
+    }
+
+
+def in_process(context: Mapping[str, Json]) -> StepContext:
+    """The context as a value, for `command(step)`, which only looks at it."""
+    given = {
+        name: tuple(
+            Input(
+                each["name"],
+                each["kind"],
+                {role: Path(path) for role, path in each["paths"].items()},
+                each["digest"],
+                each.get("options", {}),
+            )
+            for each in items
+        )
+        for name, items in context["inputs"].items()
+    }
+    return StepContext(
+        name=context["name"],
+        inputs=given,
+        options=context["options"],
+        outputs={name: Path(path) for name, path in context["outputs"].items()},
+        threads=context["threads"],
+        device=context["device"],
+        environment=context["environment"],
+        toolchain=context["toolchain"],
+        progress=lambda done, total, unit: None,
+        note=lambda key, value: None,
+        warn=lambda text: None,
+        log=logging.getLogger("qbuild.command"),
+    )

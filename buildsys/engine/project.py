@@ -1,0 +1,146 @@
+"""From a command line to a project: which recipe, which build folder, which plan."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from buildsys.engine import blueprint as drawing
+from buildsys.engine.code import RuleCode
+from buildsys.engine.folder import (
+    BuildFolder,
+    agreed_defines,
+    candidates,
+    folder_named,
+    last_recipe,
+)
+from buildsys.engine.journal import Entries, read_journal
+from buildsys.engine.key import distribution_versions, processor_class
+from buildsys.engine.schedule import gpu_count
+from buildsys.engine.staleness import Machine, Survey
+from buildsys.engine.stamps import Stamps
+from buildsys.errors import UsageError
+from buildsys.share import shared_folder
+
+if TYPE_CHECKING:
+    from buildsys.engine.blueprint import Blueprint
+    from buildsys.plan.graph import Json, Plan
+
+
+class Project(NamedTuple):
+    """recipe: as it was named; defines: the -D words that count; files: those that were read
+    for the blueprint, none where it came from the cache."""
+
+    recipe: str
+    defines: Mapping[str, str]
+    folder: BuildFolder
+    blueprint: Blueprint
+    files: tuple[str, ...]
+
+    @property
+    def plan(self) -> Plan:
+        return self.blueprint.plan
+
+
+class Scene(NamedTuple):
+    """A build folder and this machine as they are now."""
+
+    survey: Survey
+    stamps: Stamps
+    code: RuleCode
+    entries: Entries
+    machine: Machine
+
+
+def open_project(word: str | None, given: Mapping[str, str], build_dir: str | None) -> Project:
+    """The project that a command line means; the recipe is read only where no cached plan holds.
+
+    Raises UsageError and RecipeError; writes nothing.
+    """
+    recipe = _recipe(word, build_dir)
+    for folder in [_at(build_dir)] if build_dir is not None else candidates(recipe):
+        try:
+            defines = agreed_defines(folder, given)
+        except UsageError:
+            if build_dir is not None:
+                raise
+            continue
+        found = drawing.read_cache(folder.own("plan"), recipe, defines)
+        if found is not None:
+            return Project(recipe, defines, folder, found, ())
+        if build_dir is not None:
+            return Project(recipe, defines, folder, *drawing.load(recipe, defines))
+    return _read(recipe, given)
+
+
+def _read(recipe: str, given: Mapping[str, str]) -> Project:
+    """The slow way: the recipe's own name says which folder, and the folder which -D words."""
+    found, files = drawing.load(recipe, given)
+    folder = folder_named(found.plan.name)
+    defines = agreed_defines(folder, given)
+    if defines != given:
+        found, files = drawing.load(recipe, defines)
+    return Project(recipe, defines, folder, found, files)
+
+
+def _at(build_dir: str) -> BuildFolder:
+    return BuildFolder(os.path.abspath(build_dir))
+
+
+def _recipe(word: str | None, build_dir: str | None) -> str:
+    if word is not None and os.path.isfile(word):
+        return word
+    last = last_recipe(build_dir) if word is None else None
+    if last is not None:
+        return last
+    from buildsys.plan.load import find_recipe
+
+    return find_recipe(word, last)
+
+
+def survey_of(project: Project, forced: Collection[str] = ()) -> Scene:
+    """Everything that staleness depends on, as it is now. Needs no lock; no step is judged yet."""
+    folder = project.folder
+    stamps = Stamps(folder.root, folder.own("stamps"))
+    code = RuleCode(stamps, folder.own("code"), tuple(sys.path))
+    entries = read_journal(folder.own("journal"))
+    machine = this_machine(project.recipe)
+    survey = Survey(project.blueprint, entries, stamps, code, machine, forced)
+    return Scene(survey, stamps, code, entries, machine)
+
+
+def this_machine(recipe: str) -> Machine:
+    """What of this machine counts. No toolchain is known to this version of qbuild."""
+    toolchains: dict[str, Json] = {}
+    return Machine(
+        versions=lambda: distribution_versions(sys.path),
+        toolchains=toolchains,
+        processor=processor_class(),
+        gpus=gpu_count(),
+        template=template_finder(recipe),
+    )
+
+
+def template_finder(recipe: str) -> Callable[[str], str]:
+    """Where a template lies: in the project's templates/, else in qbuild's own."""
+    beside = os.path.dirname(os.path.abspath(recipe))
+    around = os.path.dirname(beside) if os.path.basename(beside) == "recipes" else beside
+    folders = [os.path.abspath("templates"), f"{around}/templates"]
+
+    def find(name: str) -> str:
+        for folder in folders:
+            if os.path.isfile(f"{folder}/{name}"):
+                return os.path.join(folder, name)
+        return os.path.join(shared_folder("templates"), name)
+
+    return find
+
+
+def remember_plan(project: Project) -> None:
+    """Write the plan cache, if the recipe was read and there is a build folder to keep it in."""
+    if project.files and os.path.isdir(project.folder.own("")):
+        drawing.write_cache(
+            project.folder.own("plan"), project.blueprint, project.files, project.defines
+        )

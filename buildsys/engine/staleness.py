@@ -1,0 +1,289 @@
+"""Is a step stale, and why: the one place where that is decided.
+
+A null build, `status`, `why`, `-n` and the runner all ask `Survey.judge`. A step is
+
+    fresh     its outputs are what its key promises
+    stale     it must run; the reasons say what differs
+    unsure    something that it reads is going to be made anew: only then can it be told
+    skipped   its toolchain is missing, or that of something it needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from buildsys.engine.digest import UnfitContent, artifact_digest, source_entries
+from buildsys.engine.key import Reason, differences, fixed_parts, key_digest, normal_name
+
+if TYPE_CHECKING:
+    from buildsys.engine.blueprint import Blueprint, RuleFacts
+    from buildsys.engine.code import RuleCode
+    from buildsys.engine.journal import Entries
+    from buildsys.engine.stamps import Stamps
+    from buildsys.plan.graph import Json, Ref, Step
+
+State = Literal["fresh", "stale", "unsure", "skipped"]
+
+
+class Verdict(NamedTuple):
+    """absent: a temporary artifact that is fresh by its key and was removed after use."""
+
+    state: State
+    reasons: tuple[Reason, ...] = ()
+    absent: bool = False
+
+
+class Machine(NamedTuple):
+    """What of this machine is part of keys. versions: of installed distributions.
+    toolchains: those that are found, name -> fingerprint. gpus: how many there are.
+    template: name -> path of the file."""
+
+    versions: Callable[[], Mapping[str, str]]
+    toolchains: Mapping[str, Json]
+    processor: str
+    gpus: int
+    template: Callable[[str], str]
+
+
+FRESH = Verdict("fresh")
+
+
+class Survey:
+    """The state of every step that was judged, in the plan's order.
+
+    Invariant: `digests` holds the outputs of exactly the steps that are fresh (skipped ones:
+    None); what is not in it has to be made first.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        entries: Entries,
+        stamps: Stamps,
+        code: RuleCode,
+        machine: Machine,
+        forced: Collection[str] = (),
+    ) -> None:
+        self.blueprint = blueprint
+        self.plan = blueprint.plan
+        self.entries = entries
+        self.verdicts: dict[str, Verdict] = {}
+        self.digests: dict[str, str | None] = {}
+        self._stamps = stamps
+        self._code = code
+        self._machine = machine
+        self._forced = set(forced)
+        self._sources: dict[tuple[str, tuple[str, ...]], list[list[str | None]]] = {}
+        self._looked_up: dict[str, dict[str, Json]] = {}
+        self._versions: Mapping[str, str] | None = None
+
+    def judge(self, name: str) -> Verdict:
+        """Decide about one step; what it reads must have been judged before.
+
+        Raises RecipeError for a source that is not there.
+        """
+        step = self.plan.steps[name]
+        verdict = self._decide(step)
+        self.verdicts[name] = verdict
+        for path in step.outputs.values():
+            if verdict.state == "fresh":
+                self.digests[path] = self.entries.done[name]["outputs"][path]
+            elif verdict.state == "skipped":
+                self.digests[path] = None
+            else:
+                self.digests.pop(path, None)
+        return verdict
+
+    def built(self, name: str, record: Json) -> None:
+        """A step was made and committed: what the journal now says of it."""
+        self.entries.done[name] = record
+        self.entries.open.pop(name, None)
+        self._forced.discard(name)
+        self.verdicts[name] = FRESH
+        self.digests.update(record["outputs"])
+
+    def expire(self) -> None:
+        """Look at everything anew from here on: files may have changed."""
+        self._stamps.expire()
+        self._code.expire()
+        self._sources.clear()
+        self._looked_up.clear()
+        self._versions = None
+
+    def parts(self, step: Step) -> dict[str, Json]:
+        """All parts of the step's key as they are now; everything it reads must be settled."""
+        facts = self.blueprint.rules[step.rule]
+        fixed = fixed_parts(step, self.plan, facts.templates)
+        inputs, _ = self._inputs(step, facts)
+        return {**fixed, "inputs": inputs, **self._lookups(step, facts)}
+
+    def changed_since(self, step: Step, parts: Mapping[str, Json]) -> list[Reason]:
+        """What of the parts that a step ran with is no longer so (see `expire`)."""
+        changed = list(differences(parts, self.parts(step)))
+        for given in step.inputs.values():
+            for ref in given:
+                promised = self.digests.get(ref.name)
+                if ref.kind == "artifact" and promised is not None:
+                    changed += self._output_reasons(ref.name, promised)
+        return changed
+
+    def _decide(self, step: Step) -> Verdict:
+        missing = self._why_skipped(step)
+        if missing is not None:
+            return Verdict("skipped", (missing,))
+        reasons = self._reasons(step)
+        if reasons:
+            return Verdict("stale", tuple(reasons))
+        pending = self._pending(step)
+        if pending:
+            return Verdict("unsure", tuple(pending))
+        wrong = self._wrong_outputs(step)
+        if not wrong:
+            return FRESH
+        return Verdict("fresh", (), absent=True) if step.temporary else Verdict("stale", wrong)
+
+    def _why_skipped(self, step: Step) -> Reason | None:
+        if step.toolchain is not None and step.toolchain not in self._machine.toolchains:
+            return Reason(f"toolchain '{step.toolchain}' is not installed")
+        wanted = int(step.resources.get("gpu") or 0)
+        if wanted > self._machine.gpus:
+            return Reason(f"it needs {wanted} GPU, and there are {self._machine.gpus} here")
+        for given in step.inputs.values():
+            for ref in given:
+                if ref.kind == "source" or ref.optional:
+                    continue
+                maker = self.verdicts.get(self.plan.producer[ref.name])
+                if maker is not None and maker.state == "skipped":
+                    return Reason(f"needs {ref.name}: {maker.reasons[0].text}")
+        return None
+
+    def _reasons(self, step: Step) -> list[Reason]:
+        """Why the step must run, whatever becomes of what it reads."""
+        if step.name in self._forced:
+            return [Reason("forced by --force")]
+        if step.name in self.entries.open:
+            return [Reason("putting its outputs in place was interrupted")]
+        record = self.entries.done.get(step.name)
+        if record is None:
+            return [Reason("never built")]
+        facts = self.blueprint.rules[step.rule]
+        old = record["parts"]
+        reasons: list[Reason] = []
+        if record["fixed"] != self.blueprint.fixed[step.name]:
+            new = fixed_parts(step, self.plan, facts.templates)
+            reasons += differences({name: old.get(name) for name in new}, new)
+        looked_up = self._lookups(step, facts)
+        if any(old.get(name) != value for name, value in looked_up.items()):
+            reasons += differences({name: old.get(name) for name in looked_up}, looked_up)
+        inputs, complete = self._inputs(step, facts)
+        if old["inputs"] != inputs:
+            known = old["inputs"] if complete else self._without_unsettled(step, old["inputs"])
+            reasons += differences({"inputs": known}, {"inputs": inputs})
+        return reasons
+
+    def _pending(self, step: Step) -> list[Reason]:
+        """Inputs whose content is not known before they are made."""
+        return [
+            Reason(f"reads {ref.name}, which is to be made")
+            for given in step.inputs.values()
+            for ref in given
+            if self._is_unsettled(ref)
+        ]
+
+    def _is_unsettled(self, ref: Ref) -> bool:
+        return ref.kind == "artifact" and ref.name not in self.digests
+
+    def _wrong_outputs(self, step: Step) -> tuple[Reason, ...]:
+        promised = self.entries.done[step.name]["outputs"]
+        return tuple(
+            reason
+            for path in step.outputs.values()
+            for reason in self._output_reasons(path, promised[path])
+        )
+
+    def _output_reasons(self, path: str, promised: str) -> list[Reason]:
+        try:
+            found = artifact_digest(self._stamps, path)
+        except UnfitContent as error:
+            return [Reason(f"{path} was changed by hand: {error.message}")]
+        if found == promised:
+            return []
+        if found is None:
+            return [Reason(f"{path} is missing")]
+        return [Reason(f"{path} was changed by hand", promised, found)]
+
+    def _inputs(self, step: Step, facts: RuleFacts) -> tuple[dict[str, Json], bool]:
+        """Each input's items as [label, digest], unsettled ones left out; were all settled?"""
+        complete = True
+        found: dict[str, Json] = {}
+        for name, given in step.inputs.items():
+            items: list[list[str | None]] = []
+            for ref in given:
+                if ref.kind == "source":
+                    items += self._source(ref.name, facts.parts.get(name, ()))
+                elif ref.name in self.digests:
+                    items.append([ref.name, self.digests[ref.name]])
+                else:
+                    complete = False
+            found[name] = items
+        return found, complete
+
+    def _without_unsettled(self, step: Step, inputs: Mapping[str, Json]) -> dict[str, Json]:
+        """Recorded inputs, without the items that only making them will tell."""
+        unsettled = {
+            ref.name for given in step.inputs.values() for ref in given if self._is_unsettled(ref)
+        }
+        return {
+            name: [item for item in items if item[0] not in unsettled]
+            for name, items in inputs.items()
+        }
+
+    def _source(self, name: str, parts: tuple[str, ...]) -> list[list[str | None]]:
+        if (name, parts) not in self._sources:
+            source = self.plan.sources[name]
+            self._sources[name, parts] = source_entries(self._stamps, source, parts)
+        return self._sources[name, parts]
+
+    def _lookups(self, step: Step, facts: RuleFacts) -> dict[str, Json]:
+        """The parts that neither plan nor inputs decide; the same for all steps of a rule but
+        for templates and toolchains."""
+        if step.rule not in self._looked_up:
+            self._looked_up[step.rule] = self._rule_lookups(facts)
+        found = self._looked_up[step.rule]
+        if not facts.templates and step.toolchain is None:
+            return found
+        return {**found, **self._step_lookups(step, facts)}
+
+    def _rule_lookups(self, facts: RuleFacts) -> dict[str, Json]:
+        if self._versions is None:
+            self._versions = self._machine.versions()
+        names = [normal_name(name) for name in facts.distributions]
+        return {
+            "code": self._code.digest(facts.module),
+            "versions": {name: self._versions.get(name) for name in names},
+            "templates": {},
+            "toolchain": {},
+            "isa": self._machine.processor if facts.float_sums else None,
+        }
+
+    def _step_lookups(self, step: Step, facts: RuleFacts) -> dict[str, Json]:
+        templates = {}
+        for option in facts.templates:
+            path = self._machine.template(str(step.options[option]))
+            templates[option] = self._stamps.file(path, follow=True)
+        name = step.toolchain
+        fingerprint = {} if name is None else {name: self._machine.toolchains[name]}
+        return {"templates": templates, "toolchain": fingerprint}
+
+
+def record_of(
+    fixed: str, parts: Mapping[str, Json], reasons: tuple[Reason, ...]
+) -> dict[str, Json]:
+    """The part of a journal line that says what a step was made from, and why."""
+    return {
+        "key": key_digest(parts),
+        "fixed": fixed,
+        "parts": dict(parts),
+        "why": [str(reason) for reason in reasons],
+    }

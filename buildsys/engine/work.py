@@ -1,0 +1,234 @@
+"""Steps in flight: from an order to a committed journal line, or to a failure.
+
+A step runs in the executor; its outputs are digested (in a thread where they are large:
+BLAKE3 leaves Python alone meanwhile), wait for their group, and are committed. Everything but
+the digesting happens in the one thread that calls `wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from buildsys.engine import staging as stage
+from buildsys.engine.commit import Committer, Finished, fsync
+from buildsys.engine.executor import Ended, Progress
+from buildsys.engine.failure import Failure
+from buildsys.engine.ordering import make_order
+from buildsys.engine.staleness import record_of
+from buildsys.errors import QbuildError
+
+if TYPE_CHECKING:
+    from buildsys.engine.display import Display
+    from buildsys.engine.executor import Executor
+    from buildsys.engine.folder import BuildFolder
+    from buildsys.engine.journal import Journal
+    from buildsys.engine.key import Reason
+    from buildsys.engine.staleness import Machine, Survey
+    from buildsys.engine.stamps import Stamps
+    from buildsys.plan.graph import Json, Step
+
+LARGE = 32 << 20  # bytes of output from which on digesting is left to a thread
+POLL = 0.2  # seconds; how soon a signal is noticed
+POLL_DIGESTING = 0.005
+
+
+class Running(NamedTuple):
+    """A step in the executor. parts: of its key as it was started."""
+
+    step: Step
+    staging: str
+    parts: Mapping[str, Json]
+    reasons: tuple[Reason, ...]
+
+
+class Work:
+    """Invariant: a step that was started is in exactly one of: the executor, the digesting
+    thread, the commit group; or its outcome was returned by `wait`."""
+
+    def __init__(
+        self,
+        folder: BuildFolder,
+        survey: Survey,
+        stamps: Stamps,
+        journal: Journal,
+        machine: Machine,
+        executor: Executor,
+        display: Display,
+        ended: Callable[[str], None],
+    ) -> None:
+        """ended: told when the last process of a step is gone, long before its outcome."""
+        self._ended = ended
+        self._folder = folder
+        self._survey = survey
+        self._machine = machine
+        self._executor = executor
+        self._display = display
+        self._staging = stage.Staging(folder.own("staging"))
+        self._committer = Committer(folder.root, journal, stamps, self._changed)
+        self._thread = ThreadPoolExecutor(1)
+        self._running: dict[str, Running] = {}
+        self._digesting: dict[str, tuple[Ended, Future[Finished]]] = {}
+        self._in_flight: dict[str, Running] = {}
+        self.failures: list[Failure] = []
+
+    def start(self, name: str, reasons: tuple[Reason, ...]) -> bool:
+        """Hand a step to the executor; everything that it reads is in place. False where that
+        fails already."""
+        step = self._survey.plan.steps[name]
+        parts = self._survey.parts(step)
+        staging = self._staging.fresh(step.outputs.values())
+        running = Running(step, staging, parts, reasons)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._folder.log(name))
+        facts = self._survey.blueprint.rules[step.rule]
+        try:
+            order = make_order(
+                step, self._survey.plan, facts, self._folder, staging, parts, self._machine.template
+            )
+        except QbuildError as error:
+            self._fail(running, str(error), None)
+            return False
+        self._display.started(name, "; ".join(map(str, reasons)))
+        self._running[name] = running
+        self._executor.submit(order)
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """Does anything remain whose outcome `wait` has not returned?"""
+        return bool(self._running or self._digesting or self._committer.due() is not None)
+
+    def wait(self) -> list[tuple[str, bool]]:
+        """Outcomes since the last call: (step, was it made). Waits a moment for the first.
+
+        Whatever could start was started before: if nothing runs now, there is no sense in
+        waiting for more steps to commit together.
+        """
+        idle = not self._running and not self._digesting
+        outcomes = [] if idle else [*self._take_events(), *self._take_digests()]
+        due = self._committer.due()
+        if due is not None and (due <= 0 or idle):
+            outcomes += self._commit()
+        return outcomes
+
+    def ended_only(self) -> list[tuple[str, bool]]:
+        """After the executor was closed: commit what had ended, forget what had not."""
+        for running in self._running.values():
+            stage.remove_tree(running.staging)
+        self._running.clear()
+        outcomes: list[tuple[str, bool]] = []
+        while self._digesting:
+            outcomes += self._take_digests(POLL)
+        if self._committer.due() is not None:
+            outcomes += self._commit()
+        return outcomes
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _take_events(self) -> list[tuple[str, bool]]:
+        due = self._committer.due()
+        timeout = POLL_DIGESTING if self._digesting else min(POLL, POLL if due is None else due)
+        failed = []
+        for event in self._executor.poll(timeout if self._running else 0.0):
+            if isinstance(event, Progress):
+                self._display.progress(event.id, event.done, event.total, event.unit)
+            elif isinstance(event, Ended):
+                running = self._running.pop(event.id)
+                self._ended(event.id)
+                if not self._has_ended(running, event):
+                    failed.append((event.id, False))
+        return failed
+
+    def _has_ended(self, running: Running, ended: Ended) -> bool:
+        """A step's processes are gone; False where it failed."""
+        name = running.step.name
+        for warning in ended.warnings:
+            self._display.say(f"{name}: warning: {warning}")
+        if ended.code != 0:
+            self._fail(running, ended.error, ended)
+            return False
+        try:
+            outputs = stage.collect(running.staging, running.step.outputs.values())
+        except stage.UnfitOutput as error:
+            self._fail(running, str(error), ended)
+            return False
+        self._in_flight[name] = running
+        if sum(output.size for output in outputs) < LARGE:
+            self._committer.add(self._finish(running, ended, outputs))
+        else:
+            future = self._thread.submit(self._finish, running, ended, outputs, sync=True)
+            self._digesting[name] = (ended, future)
+        return True
+
+    def _take_digests(self, wait: float = 0.0) -> list[tuple[str, bool]]:
+        failed = []
+        for name, (ended, future) in list(self._digesting.items()):
+            if wait and not future.done():
+                time.sleep(POLL_DIGESTING)
+            if not future.done():
+                continue
+            del self._digesting[name]
+            try:
+                self._committer.add(future.result())
+            except OSError as error:
+                self._fail(self._in_flight.pop(name), f"its outputs: {error}", ended)
+                failed.append((name, False))
+        return failed
+
+    def _finish(
+        self, running: Running, ended: Ended, outputs: Sequence[stage.Output], sync: bool = False
+    ) -> Finished:
+        """Digest the outputs. Runs in a thread where they are large; touches no shared state."""
+        digests: dict[str, str] = {}
+        for output in outputs:
+            digests |= stage.digest_output(output)
+            for path in (*output.files, *output.folders) if sync else ():
+                fsync(path)
+        name = running.step.name
+        record = {
+            "kind": "done",
+            "step": name,
+            **record_of(self._survey.blueprint.fixed[name], running.parts, running.reasons),
+            "outputs": {output.path: digests[output.path] for output in outputs},
+            "sizes": {output.path: output.size for output in outputs},
+            "wall": round(ended.wall, 4),
+            "cpu": round(ended.cpu, 4),
+            "memory": ended.peak_memory,
+            "notes": dict(ended.notes),
+            "warnings": list(ended.warnings),
+            "at": round(time.time(), 3),
+        }
+        return Finished(name, running.staging, tuple(outputs), digests, record)
+
+    def _commit(self) -> list[tuple[str, bool]]:
+        self._survey.expire()
+        done, refused = self._committer.commit()
+        for finished in done:
+            self._in_flight.pop(finished.step)
+            self._survey.built(finished.step, finished.record)
+            record = finished.record
+            self._display.ended(finished.step, False, record["wall"], record["memory"])
+        for finished, why in refused:
+            running = self._in_flight.pop(finished.step)
+            self._fail(running, why, None)
+        return [(each.step, True) for each in done] + [(each.step, False) for each, _ in refused]
+
+    def _changed(self, name: str) -> Sequence[Reason]:
+        running = self._in_flight[name]
+        return self._survey.changed_since(running.step, running.parts)
+
+    def _fail(self, running: Running, error: str, ended: Ended | None) -> None:
+        name = running.step.name
+        if os.path.isdir(running.staging):
+            stage.remove_tree(running.staging)
+        failure = Failure(name, error, ended, self._folder.log(name))
+        self.failures.append(failure)
+        wall, memory = (ended.wall, ended.peak_memory) if ended is not None else (0.0, 0)
+        self._display.ended(name, True, wall, memory)
+        self._display.say(str(failure))
