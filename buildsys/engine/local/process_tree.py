@@ -38,7 +38,7 @@ def children(pid: int) -> list[int]:
                 found.extend(map(int, file.read().split()))
         return found
     except FileNotFoundError:
-        return [] if _kernel_lists_children() else _children_by_search(pid)
+        return [] if _kernel_lists_children() else children_by_search(pid)
     except (ProcessLookupError, PermissionError):
         return []
 
@@ -55,7 +55,7 @@ class OwnChildren:
 
     def __call__(self) -> list[int]:
         if self._list is None:
-            return _children_by_search(os.getpid())
+            return children_by_search(os.getpid())
         found = b""
         while part := os.pread(self._list, PAGE, len(found)):
             found += part
@@ -68,7 +68,8 @@ def _kernel_lists_children() -> bool:
     return os.path.exists(f"/proc/{pid}/task/{pid}/children")
 
 
-def _children_by_search(pid: int) -> list[int]:
+def children_by_search(pid: int) -> list[int]:
+    """The same for kernels without the list: looks at every process there is."""
     numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return [number for number in numbers if (state(number) or ("", 0))[1] == pid]
 

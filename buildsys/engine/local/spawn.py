@@ -106,8 +106,9 @@ def find_program(name: str, path: str) -> str:
 
 
 def prepare(order: Order) -> int:
-    """Make the step's home and temporary folder; its opened log."""
-    for name in (interpreter.HOME, interpreter.TEMPORARY):
+    """Make the step's home and temporary folder, unless it has others; its opened log."""
+    folders = {"HOME": interpreter.HOME, "TMPDIR": interpreter.TEMPORARY}
+    for name in (folders[each] for each in folders if each not in order.environment):
         with contextlib.suppress(FileExistsError):
             os.mkdir(f"{order.staging}/{name}")
     return os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
