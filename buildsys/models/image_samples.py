@@ -57,6 +57,10 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self.questions)
 
+    def sample(self, question: Question) -> Sample:
+        """One question alone. Raises ModelError for an image that cannot be read."""
+        return self._sample(question, *self._pixels(question.image))
+
     def __iter__(self) -> Iterator[Sample]:
         held: tuple[Path, torch.Tensor, torch.Tensor] | None = None
         for question in self.questions:

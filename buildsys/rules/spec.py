@@ -66,6 +66,7 @@ class Rule:
     distributions: Python distributions whose versions are part of the action key.
     worker: "python" forks the warm worker that has torch imported; "light" one that has not.
     threads: fixed, because sums of floats depend on it.
+    resumable: the step gets `StepContext.kept`, a folder that outlives a kill.
     check: looks at the step in its plan before anything runs; touches no file.
     templates: option names that hold a template's file name; its bytes are part of the key.
     rendered: option names in which the rule fills in `${in.NAME}`, `${out}` and the like when
@@ -87,6 +88,7 @@ class Rule:
     templates: tuple[str, ...] = ()
     rendered: tuple[str, ...] = ()
     float_sums: bool = False
+    resumable: bool = False
     check: Callable[[Step, Plan], Iterable[Problem]] | None = None
 
 
@@ -116,6 +118,8 @@ class StepContext:
     outputs: "out" and the further named outputs -> paths in a fresh staging folder, which is
         also the working folder. A rule writes those and nothing else.
     progress: progress(done, total, unit), as often as the rule likes.
+    kept: for a resumable rule, a folder on the file system of the outputs that holds what an
+        earlier run with the same key left when it was killed; None where nothing is kept.
     note: note(key, value) adds to the artifact's metadata in the journal (each fallback used,
         figures); values are JSON. warn: a line for the person, also kept in the journal.
     """
@@ -132,6 +136,7 @@ class StepContext:
     note: Callable[[str, Json], None]
     warn: Callable[[str], None]
     log: logging.Logger
+    kept: Path | None = None
 
     @property
     def out(self) -> Path:
