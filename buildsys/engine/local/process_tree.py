@@ -20,8 +20,8 @@ class Memory(NamedTuple):
 
     Clean pages of mapped files (checkpoints, libraries) are not in it: they cost nobody else
     anything, and a step that maps a 15 GB model would look like one that needs 15 GB.
-    proportional: pages that n processes share count 1/n each, or `resident`, which counts them
-    fully, where the proportional figure was not read.
+    proportional: pages that n processes share count 1/n each; `resident` counts them in full,
+    and stands in for it where it was not read.
     """
 
     resident: int
@@ -116,7 +116,7 @@ def memory(members: list[int], floor: int) -> Memory:
     names = (b"RssAnon:", b"RssShmem:", b"VmSwap:")
     resident = sum(_fields(f"/proc/{pid}/status", names) for pid in members)
     if resident <= floor:
-        return Memory(resident, min(resident, floor))
+        return Memory(resident, resident)
     names = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")
     pss = sum(_fields(f"/proc/{pid}/smaps_rollup", names) for pid in members)
     return Memory(resident, pss or resident)

@@ -49,7 +49,6 @@ class RunningStep:
         self._status = 0
         self._maximum = 0
         self._oom_kills: int | None = None
-        self._floor = 0
         self._interval = FIRST_SAMPLE
         self._sample_at = self.began + self._interval
         self._deadline = None if order.timeout is None else self.began + order.timeout
@@ -111,8 +110,7 @@ class RunningStep:
         if self._oom_kills is None:
             self._oom_kills = process_tree.oom_kills()
         self.members = process_tree.tree(self.pid)
-        held = process_tree.memory(self.members, self._floor)
-        self._floor = max(self._floor, held.resident)
+        held = process_tree.memory(self.members, floor=self.memory)
         self.memory = max(self.memory, held.proportional)
         limit = self.order.memory_limit
         if limit is not None and held.proportional > limit and self.stop is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from buildsys.errors import StepError
@@ -100,3 +101,14 @@ def long_words(step: StepContext) -> None:
 
 def nothing(step: StepContext) -> None:
     step.out.touch()
+
+
+def wait_a_little(step: StepContext) -> None:
+    """Long enough for several looks at its memory, most of them when nothing has changed."""
+    block = bytearray(b"x" * (50 << 20))
+    status = Path("/proc/self/status").read_text()
+    step.note("anonymous", int(status.split("RssAnon:")[1].split()[0]) << 10)
+    ends = time.monotonic() + 0.4
+    while time.monotonic() < ends:
+        os.sched_yield()
+    del block

@@ -223,3 +223,11 @@ def test_an_order_that_waits_for_its_worker_can_be_cancelled(workshop: Workshop)
     end = workshop.ended("a")
     assert end is not None
     assert end.error == "cancelled"
+
+
+def test_peak_memory_of_a_forked_step_leaves_out_what_it_only_shares(shared: Workshop) -> None:
+    (end,) = shared.run(shared.rule("share", "wait_a_little", worker="python"))
+    assert end.error == ""
+    resident = end.notes["anonymous"]
+    assert resident > 100 << 20, "all of torch counts as the child's own by the simple figure"
+    assert 60 << 20 < end.peak_memory < resident
