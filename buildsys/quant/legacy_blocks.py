@@ -12,16 +12,19 @@ from buildsys.quant.rounding import F32, fp16_bytes, fp16_values
 
 Bytes = npt.NDArray[np.uint8]
 
-_HALF = np.float32(0.5)
+# The float32 before 0.5: trunc(v + copysign(it, v)) is C's roundf for every v, where 0.5 itself
+# would take 0.49999997 up to 1.
+_BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
 
 def quantize_q4_0(x: F32) -> Bytes:
     """x [n, 32] -> [n, 18]: scale, then 16 bytes with weight j low and weight j + 16 high."""
-    peak = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
-    d = peak / np.float32(-8)
-    levels = _levels(x * _inverse(d) + np.float32(8.5))
-    levels = np.minimum(levels, np.uint8(15))
-    return np.hstack([fp16_bytes(d[:, 0]), levels[:, :16] | levels[:, 16:] << 4])
+    columns = np.ascontiguousarray(x.T)
+    d = _peak(columns) / np.float32(-8)
+    scaled = columns * _inverse(d)
+    scaled += np.float32(8.5)
+    levels = np.minimum(_levels(scaled), np.uint8(15))
+    return _blocks(d, levels[:16] | levels[16:] << 4)
 
 
 def dequantize_q4_0(blocks: Bytes) -> F32:
@@ -32,18 +35,27 @@ def dequantize_q4_0(blocks: Bytes) -> F32:
 
 def quantize_q8_0(x: F32) -> Bytes:
     """x [n, 32] -> [n, 34]: scale, then 32 signed bytes; halves are rounded away from zero."""
-    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = x * _inverse(d)
-    # trunc(v + copysign(0.5, v)) is C's roundf but for 0.49999997, whose sum rounds up to 1.
-    rounded = np.trunc(scaled + np.copysign(_HALF, scaled))
-    rounded[np.abs(scaled) < _HALF] = 0.0
-    return np.hstack([fp16_bytes(d[:, 0]), _levels(rounded)])
+    columns = np.ascontiguousarray(x.T)
+    d: F32 = np.divide(np.abs(_peak(columns)), np.float32(127))
+    scaled = columns * _inverse(d)
+    scaled += np.copysign(_BELOW_HALF, scaled)
+    return _blocks(d, _levels(scaled))
 
 
 def dequantize_q8_0(blocks: Bytes) -> F32:
     """[n, 34] -> [n, 32]: level * scale."""
     levels = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
     return levels * fp16_values(blocks[:, :2])[:, None]
+
+
+def _peak(columns: F32) -> F32:
+    """The first value of largest magnitude of every column of [32, n]."""
+    low, high = columns.min(axis=0), columns.max(axis=0)
+    peak: F32 = np.where(-low > high, low, high)
+    tied = np.flatnonzero(-low == high)
+    first = np.abs(columns[:, tied]).argmax(axis=0)
+    peak[tied] = columns[first, tied]
+    return peak + np.float32(0)  # -0 becomes 0, as C's maximum starts there
 
 
 def _inverse(d: F32) -> F32:
@@ -53,4 +65,14 @@ def _inverse(d: F32) -> F32:
 
 def _levels(v: F32) -> Bytes:
     """C's (int8_t) v as a byte: truncated; what is not finite becomes 0, as x86 converts it."""
-    return np.where(np.isfinite(v), v, np.float32(0)).astype(np.int8).view(np.uint8)
+    if not np.isfinite(v).all():
+        v = np.where(np.isfinite(v), v, np.float32(0))
+    return v.astype(np.int8).view(np.uint8)
+
+
+def _blocks(d: F32, payload: Bytes) -> Bytes:
+    """Scales [n] and payload columns [bytes, n] as blocks [n, 2 + bytes]."""
+    blocks = np.empty((len(d), 2 + len(payload)), dtype=np.uint8)
+    blocks[:, :2] = fp16_bytes(d)
+    blocks[:, 2:] = payload.T
+    return blocks

@@ -22,6 +22,7 @@ def distributions() -> dict[str, np.ndarray]:
         "normal": normal,
         "student_t": rng.standard_t(2, normal.shape),
         "bf16_grid": torch.tensor(0.02 * normal).to(torch.bfloat16).double().numpy(),
+        "zeros_of_both_signs": np.where(normal > 0, 0.0, -0.0),
         "one_sign": -np.abs(normal),
         "nearly_equal": -1 - 1e-6 * np.abs(normal),
         "few_values": rng.integers(-2, 3, normal.shape),
