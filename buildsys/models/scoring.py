@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from buildsys.quant.metrics import token_nll
 
 # Tokens whose logits exist at a time: a vocabulary of 150,000 takes 80 MB in float64.
 HEAD_TOKENS = 64
-# Tokens in one forward pass over questions of equal length.
+# Tokens in one forward pass over questions.
 BATCH_TOKENS = 4096
 
 Progress = Callable[[int], None]
@@ -59,6 +60,26 @@ class _Prompt:
     answer: slice
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Questions that begin with the same tokens, laid out behind one copy of them.
+
+    prompts: with their indices among all. shared: how many tokens they begin with. A question's
+    other tokens follow those of the questions before it.
+    """
+
+    prompts: tuple[tuple[int, _Prompt], ...]
+    shared: int
+
+    def tails(self) -> list[slice]:
+        """Where each question's own tokens lie in the row."""
+        ends = list(accumulate((len(p.ids) - self.shared for _, p in self.prompts), initial=0))
+        return [slice(self.shared + a, self.shared + b) for a, b in pairwise(ends)]
+
+    def __len__(self) -> int:
+        return int(self.tails()[-1].stop)
+
+
 @torch.inference_mode()
 def score_text(
     module: nn.Module, windows: Iterable[Sample], progress: Progress = lambda tokens: None
@@ -80,18 +101,19 @@ def score_answers(
 ) -> list[AnswerScore]:
     """The score of every question's given answer, in order.
 
-    Questions of equal length run together, without padding; the vision tower runs once for
-    consecutive questions about one image. Raises ModelError for a sample without an answer.
+    Consecutive questions about one image share its vision tokens and what their prompts begin
+    with: each attends to that and to itself only, so it sees what it would see alone.
+    Raises ModelError for a sample without an answer.
     """
-    prompts = list(_prompts(module, samples))
+    rows = list(_rows(enumerate(_prompts(module, samples))))
     scores: dict[int, AnswerScore] = {}
-    for batch in _batches([len(prompt.ids) for prompt in prompts]):
-        chosen = [prompts[index] for index in batch]
-        hidden = _run(module, chosen)
-        for index, prompt, states in zip(batch, chosen, hidden, strict=True):
-            scores[index] = _score(module, prompt, states)
-        progress(sum(len(prompt.ids) for prompt in chosen))
-    return [scores[index] for index in range(len(prompts))]
+    for batch in _batches(rows):
+        for row, states in zip(batch, _run(module, batch), strict=True):
+            for (index, prompt), tail in zip(row.prompts, row.tails(), strict=True):
+                own = torch.cat([states[: row.shared], states[tail]])
+                scores[index] = _score(module, prompt, own)
+        progress(sum(len(prompt.ids) for row in batch for _, prompt in row.prompts))
+    return [scores[index] for index in sorted(scores)]
 
 
 def _prompts(module: nn.Module, samples: Iterable[Sample]) -> Iterator[_Prompt]:
@@ -114,33 +136,91 @@ def _prompts(module: nn.Module, samples: Iterable[Sample]) -> Iterator[_Prompt]:
         yield _Prompt(sample.input_ids[0], vision, positions[..., 0, :], sample.answer)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of samples of one length, as many as fit a pass, shortest first."""
-    groups: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        groups.setdefault(length, []).append(index)
-    for length in sorted(groups):
-        step = max(1, BATCH_TOKENS // length)
-        for first in range(0, len(groups[length]), step):
-            yield groups[length][first : first + step]
+def _rows(prompts: Iterable[tuple[int, _Prompt]]) -> Iterator[_Row]:
+    """Consecutive questions about one image as one row; any other one as a row of its own."""
+    for _, group in groupby(prompts, key=lambda item: _image_key(*item)):
+        together = tuple(group)
+        shared = min(len(prompt.ids) for _, prompt in together)
+        first = together[0][1].ids[:shared]
+        for _, prompt in together[1:]:
+            differs = (prompt.ids[:shared] != first[:shared]).nonzero()
+            shared = int(differs[0]) if len(differs) else shared
+        yield _Row(together, shared)
 
 
-def _run(module: nn.Module, prompts: Sequence[_Prompt]) -> Tensor:
-    """The head's inputs [batch, n, hidden] of prompts of one length."""
+def _image_key(index: int, prompt: _Prompt) -> tuple[str, int]:
+    return ("alone", index) if prompt.vision is None else ("image", id(prompt.vision))
+
+
+def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Rows of about one length, as many as fit a pass, shortest first."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=len):
+        if batch and (len(batch) + 1) * len(row) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _run(module: nn.Module, rows: Sequence[_Row]) -> Tensor:
+    """The head's inputs [rows, longest row, hidden]."""
     backbone: Any = module.model
     language = getattr(backbone, "language_model", backbone)
-    ids = torch.stack([prompt.ids for prompt in prompts])
+    length = max(map(len, rows))
+    laid_out = [_lay_out(row, length) for row in rows]
+    ids, positions, segments = (torch.stack(parts, dim=-2) for parts in zip(*laid_out, strict=True))
     embeds = language.embed_tokens(ids)
-    vision = [prompt.vision for prompt in prompts if prompt.vision is not None]
-    if vision:
-        # Row by row, as the prompts stand: the order of the concatenated vision tokens.
-        embeds[ids == backbone.config.image_token_id] = torch.cat(vision).to(embeds.dtype)
-    # [n] each for a text model, [3, n] for mrope: the batch is the second to last axis.
-    positions = torch.stack([prompt.positions for prompt in prompts], dim=-2)
+    seen = [tokens for row in rows for tokens in _vision_of(row, backbone)]
+    if seen:
+        embeds[ids == backbone.config.image_token_id] = torch.cat(seen).to(embeds.dtype)
+    mask = _mask(segments)
     found: Tensor = language(
-        inputs_embeds=embeds, position_ids=positions, use_cache=False
+        inputs_embeds=embeds,
+        position_ids=positions,
+        attention_mask={"full_attention": mask, "sliding_attention": mask},
+        use_cache=False,
     ).last_hidden_state
     return found
+
+
+def _lay_out(row: _Row, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [length], positions [length] or [3, length], and segments [length] of a row.
+
+    Segment 0 is what all share, -1 the padding at the end.
+    """
+    first = row.prompts[0][1]
+    ids = torch.zeros(length, dtype=torch.int64)
+    positions = first.positions.new_zeros(*first.positions.shape[:-1], length)
+    segments = torch.full((length,), -1)
+    ids[: row.shared], segments[: row.shared] = first.ids[: row.shared], 0
+    positions[..., : row.shared] = first.positions[..., : row.shared]
+    for number, ((_, prompt), tail) in enumerate(zip(row.prompts, row.tails(), strict=True), 1):
+        ids[tail], segments[tail] = prompt.ids[row.shared :], number
+        positions[..., tail] = prompt.positions[..., row.shared :]
+    return ids, positions, segments
+
+
+def _vision_of(row: _Row, backbone: Any) -> Iterator[Tensor]:
+    """Merged vision tokens in the order of the row's image tokens."""
+    vision = row.prompts[0][1].vision
+    if vision is None:
+        return
+    parts = [row.prompts[0][1].ids[: row.shared]]
+    parts += [prompt.ids[row.shared :] for _, prompt in row.prompts]
+    for part in parts:
+        if bool((part == backbone.config.image_token_id).any()):
+            yield vision
+
+
+def _mask(segments: Tensor) -> Tensor:
+    """Who may look at whom: backwards, at what is shared and at the own segment.
+
+    segments [rows, n] -> bool [rows, 1, n, n], true where a query (second last) may look.
+    """
+    query, key = segments[:, :, None], segments[:, None, :]
+    return ((key == 0) | (key == query)).tril()[:, None]
 
 
 def _score(module: nn.Module, prompt: _Prompt, states: Tensor) -> AnswerScore:
