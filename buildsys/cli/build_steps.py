@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import add_folder_words, project_of, say
 from buildsys.engine.build import (
     Request,
-    build,
+    Tools,
+    build_what_is_stale,
     judge_all,
-    locked,
-    refuse_missing,
     skipped,
     to_run,
-    with_models,
 )
 from buildsys.engine.gates import keep_readings, read_gates
-from buildsys.engine.project import remember_plan, survey_of
+from buildsys.engine.project import survey_of
 from buildsys.engine.temporary import Temporaries
 from buildsys.plan.targets import targets, upstream
 
@@ -60,28 +57,11 @@ def run(args: argparse.Namespace) -> int:
     """Build what is stale; 0, or the exit code that says what went wrong."""
     project, words = project_of(args)
     request = request_of(args, project, words)
-    forced = targets(project.plan, args.force) if args.force else ()
     if args.dry_run:
-        return dry_run(project, request, forced)
-    with locked(project, say) as lock_fd:
-        project = with_models(project, request, say)
-        scene = survey_of(project, forced)
-        warn_of_damage(scene)
-        judge_all(scene.survey, request.selection)
-        refuse_missing(scene.survey, request, args.strict)
-        temporaries = Temporaries(project.folder.root, scene.survey, request.named)
-        names = to_run(scene.survey, request.selection, temporaries)
-        tell_skipped(scene, args)
-        if names:
-            display = display_of(args)
-            outcome = build(
-                project, scene, request, names, temporaries, lock_fd, local_executor, display
-            )
-            code = sum_up(outcome, args)
-        else:
-            code = nothing_to_do(scene, request, args)
-        temporaries.sweep()
-        remember(project, scene)
+        return dry_run(project, request)
+    tools = Tools(local_executor, lambda: display_of(args), quiet if args.quiet else say)
+    project, scene, outcome = build_what_is_stale(project, request, tools)
+    code = nothing_to_do(scene, request, args) if outcome is None else sum_up(outcome, args)
     return check_gates(project, scene, args) or code
 
 
@@ -89,7 +69,8 @@ def request_of(args: argparse.Namespace, project: Project, words: tuple[str, ...
     wanted = targets(project.plan, words)
     selection = upstream(project.plan, wanted) if words else wanted
     named = frozenset(wanted) if words else frozenset()
-    return Request(selection, named, args.jobs, args.keep_going)
+    forced = targets(project.plan, args.force) if args.force else ()
+    return Request(selection, named, forced, args.jobs, args.keep_going, args.strict)
 
 
 def local_executor(lock_fd: int) -> Executor:
@@ -99,21 +80,15 @@ def local_executor(lock_fd: int) -> Executor:
 
 
 def display_of(args: argparse.Namespace) -> Display:
-    from buildsys.engine.display import PlainDisplay, QuietDisplay
+    from buildsys.engine.progress import choose_display
 
-    return QuietDisplay() if args.quiet else PlainDisplay(reasons=args.verbose)
-
-
-def warn_of_damage(scene: Scene) -> None:
-    if scene.entries.damaged:
-        lines = ", ".join(map(str, scene.entries.damaged))
-        say(f"warning: the journal is damaged (line {lines}); what it said of those steps is lost")
+    return choose_display(sys.stderr, quiet=args.quiet, reasons=args.verbose)
 
 
-def tell_skipped(scene: Scene, args: argparse.Namespace) -> None:
-    if not args.quiet:
-        for line in skipped(scene.survey):
-            say(line)
+def quiet(text: str) -> None:
+    """What `say` is with -q: only warnings get through."""
+    if text.startswith("warning"):
+        say(text)
 
 
 def nothing_to_do(scene: Scene, request: Request, args: argparse.Namespace) -> int:
@@ -143,13 +118,6 @@ def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
     return FAILED if outcome.failures else 0
 
 
-def remember(project: Project, scene: Scene) -> None:
-    """Keep what was learnt for the next run."""
-    remember_plan(project)
-    scene.stamps.save()
-    scene.code.save()
-
-
 def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int:
     """Read the gates on artifacts that are fresh; 1 where one fails."""
     plan, verdicts = project.plan, scene.survey.verdicts
@@ -168,9 +136,9 @@ def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int
     return 0 if all(reading.passed for reading in readings) else FAILED
 
 
-def dry_run(project: Project, request: Request, forced: Collection[str]) -> int:
+def dry_run(project: Project, request: Request) -> int:
     """Say what would run and why; change nothing."""
-    scene = survey_of(project, forced)
+    scene = survey_of(project, request.forced)
     judge_all(scene.survey, request.selection)
     temporaries = Temporaries(project.folder.root, scene.survey, request.named)
     names = to_run(scene.survey, request.selection, temporaries)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from buildsys.engine import folder as folders
 from buildsys.engine.hub import fetch_models
 from buildsys.engine.lock import BuildLock
-from buildsys.engine.project import remember_plan
+from buildsys.engine.project import remember_plan, survey_of
 from buildsys.engine.temporary import Temporaries
 from buildsys.errors import QbuildError, ToolchainMissing
 
@@ -24,17 +24,20 @@ if TYPE_CHECKING:
     from buildsys.engine.project import Project, Scene
     from buildsys.engine.staleness import Survey
 
-MakeExecutor = Callable[[int], "Executor"]
-
 
 class Request(NamedTuple):
-    """What a command line asks of a build. named: targets that were asked for by name; jobs:
-    None for one per processor."""
+    """What a command line asks of a build.
+
+    selection: the steps that are wanted and what they need, in the plan's order; named: those
+    that were asked for by name; jobs: None for one per processor; strict: skip nothing.
+    """
 
     selection: tuple[str, ...]
     named: frozenset[str]
-    jobs: int | None
-    keep_going: bool
+    forced: tuple[str, ...] = ()
+    jobs: int | None = None
+    keep_going: bool = False
+    strict: bool = False
 
 
 class Outcome(NamedTuple):
@@ -45,6 +48,59 @@ class Outcome(NamedTuple):
     failures: tuple[Failure, ...]
     blocked: tuple[str, ...]
     stopped_by: int
+
+
+class Tools(NamedTuple):
+    """What a build works with. executor: makes one, given the lock's descriptor; say: a line
+    for the person, before and after the display is up."""
+
+    executor: Callable[[int], Executor]
+    display: Callable[[], Display]
+    say: Callable[[str], None]
+    at: Callable[[str], None] = lambda point: None
+
+
+def build_what_is_stale(
+    project: Project, request: Request, tools: Tools
+) -> tuple[Project, Scene, Outcome | None]:
+    """Bring the selection up to date, under the build folder's lock. No outcome: nothing was
+    to be done.
+
+    Raises QbuildError before anything runs for what cannot be made, and after, where the disk
+    takes nothing more; failures of steps are in the outcome.
+    """
+    with locked(project, tools.say) as lock_fd:
+        project = with_models(project, request, tools.say)
+        scene = survey_of(project, request.forced)
+        warn_of_damage(scene, tools.say)
+        judge_all(scene.survey, request.selection)
+        refuse_missing(scene.survey, request)
+        for line in skipped(scene.survey):
+            tools.say(line)
+        temporaries = Temporaries(project.folder.root, scene.survey, request.named)
+        names = to_run(scene.survey, request.selection, temporaries)
+        outcome = None
+        try:
+            if names:
+                outcome = build(project, scene, request, names, temporaries, lock_fd, tools)
+            temporaries.sweep()
+        finally:
+            if lock_fd >= 0:
+                remember(project, scene)
+    return project, scene, outcome
+
+
+def warn_of_damage(scene: Scene, say: Callable[[str], None]) -> None:
+    if scene.entries.damaged:
+        lines = ", ".join(map(str, scene.entries.damaged))
+        say(f"warning: the journal is damaged (line {lines}); what it said of those steps is lost")
+
+
+def remember(project: Project, scene: Scene) -> None:
+    """Keep what was learnt for the next run."""
+    remember_plan(project)
+    scene.stamps.save()
+    scene.code.save()
 
 
 @contextmanager
@@ -82,16 +138,20 @@ def judge_all(survey: Survey, selection: Collection[str]) -> None:
         survey.judge(name)
 
 
-def refuse_missing(survey: Survey, request: Request, strict: bool) -> None:
+def refuse_missing(survey: Survey, request: Request) -> None:
     """Raises ToolchainMissing for steps that may not be skipped: those that are not optional,
-    those that were asked for by name, with `strict` all."""
+    those that were asked for by name, when strict, all."""
     refused = []
     for name in request.selection:
         verdict = survey.verdicts[name]
         if verdict.state != "skipped":
             continue
         own = not verdict.reasons[0].text.startswith("needs ")
-        if strict or name in request.named or (own and not survey.plan.steps[name].optional):
+        if (
+            request.strict
+            or name in request.named
+            or (own and not survey.plan.steps[name].optional)
+        ):
             refused.append(f"{name}: {verdict.reasons[0]}")
     if refused:
         raise ToolchainMissing(
@@ -118,8 +178,7 @@ def build(
     names: Sequence[str],
     temporaries: Temporaries,
     lock_fd: int,
-    make_executor: MakeExecutor,
-    display: Display,
+    tools: Tools,
 ) -> Outcome:
     """Run the steps that may run; everything finished is committed when this returns.
 
@@ -127,6 +186,7 @@ def build(
     """
     if lock_fd < 0:
         raise QbuildError(f"{project.folder.root} is read-only, and {len(names)} steps must run")
+    from buildsys.engine.commit import Committer
     from buildsys.engine.journal import Journal
     from buildsys.engine.runner import StepRunner
     from buildsys.engine.schedule import Pool, machine_capacity
@@ -138,13 +198,11 @@ def build(
     remember_plan(project)
     journal = Journal(folder.own("journal"), scene.entries)
     pool = Pool(machine_capacity(request.jobs, scene.machine.gpus))
-    executor = make_executor(lock_fd)
-    work = Work(
-        folder, survey, scene.stamps, journal, scene.machine, executor, display, pool.give_back
-    )
+    executor, display = tools.executor(lock_fd), tools.display()
+    committer = Committer(folder.root, journal, scene.stamps, tools.at)
+    work = Work(folder, survey, scene.machine, committer, executor, display, pool.give_back)
     runner = StepRunner(survey, work, temporaries, pool, display, request.keep_going)
     before = dict(survey.entries.done)
-    display.begin(len(names))
     try:
         with signals_to(runner.stop):
             runner.run_steps(names)

@@ -53,7 +53,6 @@ class Finished(NamedTuple):
 class Committer:
     """Takes finished steps and commits them in groups; one thread only.
 
-    changed: what a step read that is no longer as it was; such a step is not committed.
     at: called with the name of each point between two operations (tests kill there).
     """
 
@@ -62,13 +61,11 @@ class Committer:
         root: str,
         journal: Journal,
         stamps: Stamps,
-        changed: Callable[[str], Sequence[Reason]],
         at: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._root = root
         self._journal = journal
         self._stamps = stamps
-        self._changed = changed
         self._at = at
         self._group: list[Finished] = []
         self._since = 0.0
@@ -88,13 +85,16 @@ class Committer:
             return 0.0
         return max(0.0, self._since + GROUP_SECONDS - time.monotonic())
 
-    def commit(self) -> tuple[list[Finished], list[tuple[Finished, str]]]:
+    def commit(
+        self, changed: Callable[[str], Sequence[Reason]]
+    ) -> tuple[list[Finished], list[tuple[Finished, str]]]:
         """Commit the group: the steps that are done, and those that cannot be, with why.
 
+        changed: what a step has read that is no longer as it was; it is not committed then.
         Raises JournalError or OSError where the disk is full; nothing is half done then.
         """
         group, self._group = self._group, []
-        refused = [(each, why) for each in group if (why := self._why_not(each))]
+        refused = [(each, why) for each in group if (why := self._why_not(each, changed))]
         sound = [each for each in group if all(each is not other for other, _ in refused)]
         if sound:
             self._put_in_place(sound)
@@ -102,11 +102,11 @@ class Committer:
             remove_tree(each.staging)
         return sound, refused
 
-    def _why_not(self, finished: Finished) -> str:
+    def _why_not(self, finished: Finished, changed: Callable[[str], Sequence[Reason]]) -> str:
         """Why a step cannot be committed; empty where it can."""
-        changed = self._changed(finished.step)
-        if changed:
-            listed = "; ".join(str(reason) for reason in changed)
+        reasons = changed(finished.step)
+        if reasons:
+            listed = "; ".join(str(reason) for reason in reasons)
             return f"changed while the step ran, so nothing of it was kept: {listed}"
         try:
             for output in finished.outputs:

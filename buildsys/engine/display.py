@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 MIB = 1 << 20
@@ -11,8 +12,9 @@ MIB = 1 << 20
 class Display(Protocol):
     """Told of everything that happens to steps; called by one thread."""
 
-    def begin(self, total: int) -> None:
-        """A build of so many steps at most begins (fewer if some turn out to be fresh)."""
+    def begin(self, total: int, estimates: Mapping[str, float], jobs: int) -> None:
+        """A build of so many steps at most begins (fewer if some turn out to be fresh), so many
+        at a time. estimates: seconds that the last run of a step took, where there was one."""
 
     def started(self, name: str, why: str) -> None:
         """A step has started."""
@@ -42,7 +44,7 @@ class PlainDisplay:
         self._total = 0
         self._count = 0
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int, estimates: Mapping[str, float], jobs: int) -> None:
         self._total = total
 
     def started(self, name: str, why: str) -> None:

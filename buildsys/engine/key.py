@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan, Step
 
 MISSING = "(none)"
+DIGEST = re.compile(r"[0-9a-f]{64}(\+x)?")
 # Of a hub model the content counts, not the name that it was fetched by.
 NOT_OF_CONTENT = frozenset({"hub", "revision"})
 # The instruction sets that torch, MKL and oneDNN choose their kernels by.
@@ -45,7 +47,7 @@ class Reason(NamedTuple):
 def show(value: Json) -> str:
     """A value on one line; digests shortened."""
     if isinstance(value, str):
-        return value if len(value) < 64 else f"{value[:12]}..."
+        return f"{value[:12]}..." if DIGEST.fullmatch(value) else json.dumps(value)
     return MISSING if value is None else json.dumps(value)
 
 
@@ -142,7 +144,21 @@ def _differences_in(
                 else (Reason(f"source '{name}'", before, after),)
             )
         else:
-            yield Reason(f"{label} '{name}'", before, after)
+            yield from _value_differences(f"{label} '{name}'", before, after)
+
+
+def _value_differences(label: str, old: Json, new: Json) -> Iterator[Reason]:
+    """Lists and mappings of the same shape: only the items that differ."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (before, after) in enumerate(zip(old, new, strict=True), 1):
+            if canonical(before) != canonical(after):
+                yield from _value_differences(f"{label}, item {number}", before, after)
+    elif isinstance(old, dict) and isinstance(new, dict) and list(old) == list(new):
+        for key, before in old.items():
+            if canonical(before) != canonical(new[key]):
+                yield from _value_differences(f"{label}, {key}", before, new[key])
+    else:
+        yield Reason(label, old, new)
 
 
 def _input_differences(name: str, old: Json, new: Json) -> Iterator[Reason]:

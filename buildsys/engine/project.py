@@ -100,13 +100,15 @@ def _recipe(word: str | None, build_dir: str | None) -> str:
     return find_recipe(word, last)
 
 
-def survey_of(project: Project, forced: Collection[str] = ()) -> Scene:
+def survey_of(
+    project: Project, forced: Collection[str] = (), machine: Machine | None = None
+) -> Scene:
     """Everything that staleness depends on, as it is now. Needs no lock; no step is judged yet."""
     folder = project.folder
     stamps = Stamps(folder.root, folder.own("stamps"))
     code = RuleCode(stamps, folder.own("code"), tuple(sys.path))
     entries = read_journal(folder.own("journal"))
-    machine = this_machine(project.recipe)
+    machine = this_machine(project.recipe) if machine is None else machine
     survey = Survey(project.blueprint, entries, stamps, code, machine, forced)
     return Scene(survey, stamps, code, entries, machine)
 

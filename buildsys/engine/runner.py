@@ -108,7 +108,11 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
     def run_steps(self, names: Collection[str]) -> None:
         """Run these steps (and temporary ones that they need), as far as they are stale."""
         self._priority = longest_paths(self._survey.plan, names, self._survey.entries)
-        control = TaskControl(make_tasks(self._survey, names))
+        tasks = make_tasks(self._survey, names)
+        done = self._survey.entries.done
+        estimates = {name: done[name]["wall"] for name in names if name in done}
+        self._display.begin(len(tasks), estimates, self._pool.jobs)
+        control = TaskControl(tasks)
         control.process(None)
         self.run_tasks(control.task_dispatcher())
 
@@ -164,15 +168,14 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         return None
 
     def _must_run(self, name: str, again: bool) -> bool:
-        verdict = self._survey.verdicts[name]
         if again:
-            return verdict.absent
-        verdict = self._survey.judge(name)
-        if verdict.state == "fresh":
+            must = self._survey.verdicts[name].absent
+        else:
+            must = self._survey.judge(name).state != "fresh"
+        if not must:
             self._display.unneeded(name)
             self._temporaries.settled(name)
-            return False
-        return True
+        return must
 
     def _block(self, name: str) -> None:
         if name not in self.blocked:

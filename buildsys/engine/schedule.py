@@ -41,6 +41,11 @@ class Pool:
         self._capacity = capacity
         self._taken: dict[str, Claim] = {}
 
+    @property
+    def jobs(self) -> int:
+        """Steps at a time."""
+        return self._capacity.jobs
+
     def fits(self, claim: Claim) -> bool:
         taken = self._taken.values()
         if any(claim.licences & each.licences for each in taken):

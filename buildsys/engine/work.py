@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine import staging as stage
-from buildsys.engine.commit import Committer, Finished, fsync
+from buildsys.engine.commit import Finished, fsync
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
 from buildsys.engine.ordering import make_order
@@ -23,13 +23,12 @@ from buildsys.engine.staleness import record_of
 from buildsys.errors import QbuildError
 
 if TYPE_CHECKING:
+    from buildsys.engine.commit import Committer
     from buildsys.engine.display import Display
     from buildsys.engine.executor import Executor
     from buildsys.engine.folder import BuildFolder
-    from buildsys.engine.journal import Journal
     from buildsys.engine.key import Reason
     from buildsys.engine.staleness import Machine, Survey
-    from buildsys.engine.stamps import Stamps
     from buildsys.plan.graph import Json, Step
 
 LARGE = 32 << 20  # bytes of output from which on digesting is left to a thread
@@ -54,9 +53,8 @@ class Work:
         self,
         folder: BuildFolder,
         survey: Survey,
-        stamps: Stamps,
-        journal: Journal,
         machine: Machine,
+        committer: Committer,
         executor: Executor,
         display: Display,
         ended: Callable[[str], None],
@@ -69,7 +67,7 @@ class Work:
         self._executor = executor
         self._display = display
         self._staging = stage.Staging(folder.own("staging"))
-        self._committer = Committer(folder.root, journal, stamps, self._changed)
+        self._committer = committer
         self._thread = ThreadPoolExecutor(1)
         self._running: dict[str, Running] = {}
         self._digesting: dict[str, tuple[Ended, Future[Finished]]] = {}
@@ -208,7 +206,7 @@ class Work:
 
     def _commit(self) -> list[tuple[str, bool]]:
         self._survey.expire()
-        done, refused = self._committer.commit()
+        done, refused = self._committer.commit(self._changed)
         for finished in done:
             self._in_flight.pop(finished.step)
             self._survey.built(finished.step, finished.record)
