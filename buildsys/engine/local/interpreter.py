@@ -12,7 +12,6 @@ BOOT = (
     "import sys, json, importlib; sys.path[:] = json.loads(sys.argv[1]); "
     "importlib.import_module(sys.argv[2]).main(sys.argv[3:])"
 )
-HOME, TEMPORARY = ".home", ".tmp"  # below the step's staging folder
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -51,7 +50,9 @@ def base_environment(threads: int) -> dict[str, str]:
 
 
 def step_environment(declared: dict[str, str], staging: str, threads: int) -> dict[str, str]:
-    """A step's whole environment: the base, a home and a temporary folder of its own, and
-    what is declared, which wins."""
-    folders = {"HOME": f"{staging}/{HOME}", "TMPDIR": f"{staging}/{TEMPORARY}"}
-    return {**base_environment(threads), **folders, **declared}
+    """A step's whole environment: the base, and what is declared, which wins.
+
+    Home and temporary files are in the staging folder itself: making and removing a folder
+    for them would cost a short step more than its own work does.
+    """
+    return {**base_environment(threads), "HOME": staging, "TMPDIR": staging, **declared}

@@ -6,7 +6,6 @@ only to count a reference, is first copied, and that would be most of what a sho
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -29,7 +28,7 @@ def spawn_program(order: Order, events: int) -> int:
     environment = environment_of(order)
     program = find_program(order.argv[0], environment["PATH"])
     ruleset = landlock.ruleset((order.staging, *order.writable)) if landlock.abi() else None
-    log = prepare(order)
+    log = open_log(order)
 
     def execute() -> None:
         enter_step(order.staging, log)
@@ -105,12 +104,8 @@ def find_program(name: str, path: str) -> str:
     raise OSError(f"there is no program '{name}' in PATH ({path})")
 
 
-def prepare(order: Order) -> int:
-    """Make the step's home and temporary folder, unless it has others; its opened log."""
-    folders = {"HOME": interpreter.HOME, "TMPDIR": interpreter.TEMPORARY}
-    for name in (folders[each] for each in folders if each not in order.environment):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(f"{order.staging}/{name}")
+def open_log(order: Order) -> int:
+    """A descriptor of the step's log, which is made where there is none."""
     return os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 

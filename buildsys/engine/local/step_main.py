@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from buildsys.engine.local import interpreter, process_tree
-from buildsys.engine.local.spawn import enter_step, environment_of, prepare
+from buildsys.engine.local.spawn import enter_step, environment_of, open_log
 from buildsys.engine.local.wire import encode, read_order
 from buildsys.errors import QbuildError, explain, is_for_people
 from buildsys.rules.spec import Input, StepContext
@@ -46,7 +46,7 @@ def run(order_fd: int, events: int) -> NoReturn:
 
 
 def _run(order: Order, report: Reporter) -> int:
-    log = prepare(order)
+    log = open_log(order)
     enter_step(order.staging, log)
     os.close(log)
     os.environ.clear()
