@@ -25,6 +25,7 @@ VERBS = {
     "graph": "what depends on what",
     "check": "read the recipe and say what is wrong with it",
     "inspect": "what is inside a checkpoint, a rotation, a .mllm",
+    "deploy": "put artifacts on devices, and run them there",
     "schema": "the JSON Schema of recipes, for editors",
 }
 

@@ -220,11 +220,18 @@ def variable_schema() -> Json:
 
 
 def device_schema() -> Json:
+    mode = described({"type": "string", "pattern": "^[0-7]{3,4}$"}, "e.g. '755'")
+    target: Json = {"anyOf": [STRING, table_of({"to": STRING, "mode": mode}, ["to"])]}
     run = table_of(
         {
             "argv": {"type": "array", "items": STRING, "minItems": 1},
             "timeout": artifact_keys()["timeout"],
-            "expect": {"type": "object"},
+            "expect": table_of(
+                {
+                    "exit": {"type": "integer", "minimum": 0, "maximum": 255},
+                    "output": described(STRING, "a text that it must print"),
+                }
+            ),
             "environment": any_names(STRING),
         },
         ["argv"],
@@ -234,7 +241,7 @@ def device_schema() -> Json:
             "transport": {"enum": ["adb", "ssh", "local"]},
             "root": described(STRING, "the folder on the device"),
             "require": described(any_names({}), "facts that the device must have"),
-            "push": described(any_names(STRING), "artifact -> folder or file below root"),
+            "push": described(any_names(target), "artifact -> folder or file below root"),
             "invalidates": described(
                 any_names({"type": "array", "items": STRING}),
                 "file on the device -> what makes it stale",

@@ -1,0 +1,107 @@
+"""Debian's adbd, adb, mksh, toybox, sshd and rsync, unpacked below the user's cache folder.
+
+Nothing is installed: the packages are downloaded with an apt configuration of our own (main and
+backports of one release), checked by apt against Debian's keys, and unpacked with `dpkg -x`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+RELEASE = "bookworm"
+PACKAGES = """
+    adb/bookworm-backports adbd/bookworm-backports android-libbase/bookworm-backports
+    android-libboringssl/bookworm-backports android-libcutils/bookworm-backports  android-
+    liblog/bookworm-backports android-libziparchive/bookworm-backports libprotobuf32
+    libusb-1.0-0 libbrotli1 libzstd1 liblz4-1 libsystemd0 libgcrypt20 libgpg-error0 libcap2
+    liblzma5 libcrypt1 libxxhash0 mksh toybox openssh-client openssh-server openssh-sftp-
+    server  rsync libpopt0 libwrap0
+"""
+OLD_CLIENT = "adb/bookworm"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MIRROR = "http://deb.debian.org/debian"
+SECONDS = 240
+
+
+class NoPackages(Exception):
+    """Debian's packages cannot be had here; the text says why."""
+
+
+@cache
+def unpacked() -> Path:
+    """The folder below which the packages lie. Raises NoPackages."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbuild-tests"
+    base.mkdir(parents=True, exist_ok=True)
+    done = base / f"debian-{RELEASE}-1"
+    with (base / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_dir():
+            work = base / "incomplete"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            _fill(work)
+            work.rename(done)
+    return done
+
+
+def _fill(work: Path) -> None:
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise NoPackages(f"there is no {tool} here")
+    if not Path(KEYRING).exists():
+        raise NoPackages("Debian's archive keys are not here")
+    options = _own_apt(work / "apt")
+    _run(["apt-get", *options, "update"], work)
+    _download(options, PACKAGES.split(), work / "new")
+    _download(options, [OLD_CLIENT], work / "old")
+    _unpack(work / "new", work / "root")
+    _unpack(work / "old", work / "client29")
+    for folder in ("apt", "new", "old"):
+        shutil.rmtree(work / folder)
+
+
+def _own_apt(folder: Path) -> list[str]:
+    for each in ("lists/partial", "cache/archives/partial"):
+        (folder / each).mkdir(parents=True)
+    suites = (RELEASE, f"{RELEASE}-backports")
+    lines = [f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n" for suite in suites]
+    (folder / "sources.list").write_text("".join(lines))
+    (folder / "status").touch()
+    settings = {
+        "Dir::Etc::sourcelist": folder / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::preferencesparts": "/dev/null",
+        "Dir::State": folder,
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": folder / "status",
+        "Dir::Cache": folder / "cache",
+        "APT::Sandbox::User": "root",
+        "Debug::NoLocking": "true",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def _download(options: list[str], names: list[str], folder: Path) -> None:
+    folder.mkdir()
+    _run(["apt-get", *options, "download", *names], folder)
+
+
+def _unpack(folder: Path, into: Path) -> None:
+    for package in sorted(folder.glob("*.deb")):
+        _run(["dpkg", "-x", str(package), str(into)], folder)
+
+
+def _run(argv: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            argv, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NoPackages(f"{' '.join(argv[:1])} took more than {SECONDS} s") from error
+    if done.returncode:
+        raise NoPackages(f"{argv[0]} {argv[-1]}: {done.stderr.strip()[-400:]}")
