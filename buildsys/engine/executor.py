@@ -21,6 +21,8 @@ class Order(NamedTuple):
     module: the rule's module; `make(context)` is called there in a forked worker. Empty where
         `argv` is given: then that program is spawned directly.
     context: the fields of `rules.spec.StepContext` as JSON (paths absolute).
+    environment: what is declared. The step sees that and a fixed PATH, LC_ALL, thread counts, HOME
+        and TMPDIR (the staging folder), each only where nothing else is declared.
     staging: the working folder, which exists and is empty; all writes belong below it.
     log: file that takes the step's standard output and error (created, appended).
     worker: "python" (torch imported), "light", or "fresh" (a new process, for GPU steps).

@@ -86,11 +86,14 @@ class Supervisor:
         due = min([step.due() for step in self._steps.values()], default=math.inf)
         due = min(due, self._flush_at)
         timeout = None if due == math.inf else max(due - time.monotonic(), 0)
-        for fd, mask in self._poll.poll(timeout):
+        found = [(fd, mask, self._ready.get(fd)) for fd, mask in self._poll.poll(timeout)]
+        for fd, mask, callback in found:
             if mask & select.EPOLLOUT:
                 self._flush_at = 0.0
-            if mask & ~select.EPOLLOUT and fd in self._ready:
-                self._ready[fd]()
+            # One callback may close a descriptor, and open another that gets its number.
+            readable = mask & ~select.EPOLLOUT and self._ready.get(fd) is callback
+            if readable and callback is not None:
+                callback()
 
     def _watch(self, fd: int, callback: Callable[[], None]) -> None:
         self._ready[fd] = callback
