@@ -150,13 +150,15 @@ def figures(scores: Scores, baseline: Scores) -> dict[str, float]:
 
 
 def rounded(value: Any) -> Any:
-    """JSON values with floats at six significant digits; what is not finite is null."""
+    """JSON values with floats at six significant digits and no finer than 1e-7, below which
+    differences of sums are noise; what is not finite is null."""
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(item) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        # Adding zero turns -0.0 into 0.0.
+        return round(float(f"{value:.6g}"), 7) + 0.0 if math.isfinite(value) else None
     return value
 
 

@@ -163,9 +163,10 @@ def test_differences_are_paired() -> None:
     assert figures(base, base)["exact_match_drop_error"] == 0
 
 
-def test_figures_are_written_with_six_digits_and_without_nan() -> None:
-    found = rounded({"a": [1.23456789, 123456789.0], "b": math.nan, "c": 3, "d": "x", "e": True})
-    assert found == {"a": [1.23457, 123457000.0], "b": None, "c": 3, "d": "x", "e": True}
+def test_figures_are_written_with_six_digits_and_without_noise_or_nan() -> None:
+    found = rounded({"a": [1.23456789, 123456789.0], "b": math.nan, "c": 3, "d": -8.3e-9, "e": "x"})
+    assert found == {"a": [1.23457, 123457000.0], "b": None, "c": 3, "d": 0.0, "e": "x"}
+    assert math.copysign(1, found["d"]) == 1
 
 
 def test_check_holds_the_profile_to_the_variants_target() -> None:
