@@ -254,6 +254,12 @@ def device_schema() -> Json:
     )
 
 
+def section(values: Json) -> Json:
+    """A part of the recipe: names of the user's to values of one kind. A null is an empty one,
+    or removes that of the extended recipe."""
+    return {**any_names(values), "type": ["object", "null"]}
+
+
 def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
     """The schema of a whole recipe. rules: those whose keys are spelled out; names: every
     rule that there is.
@@ -263,7 +269,8 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
     general = with_expressions_inside(
         table_of({**artifact_keys(), "rule": {"enum": sorted(names)}})
     )
-    if_any: Json = any_names({"type": ["object", "null"]})
+    del general["type"]  # a null removes what the extended recipe has
+    if_any: Json = section({"type": ["object", "null"]})
     spelled: list[Json] = [
         {
             "if": {"required": ["rule"], "properties": {"rule": {"const": name}}},
@@ -272,8 +279,8 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
         for name in sorted(rules)
     ]
     whole: Json = {
-        "artifacts": any_names({"type": "object", "required": ["rule"], "allOf": spelled}),
-        "sources": any_names({"$ref": "#/$defs/source"}),
+        "artifacts": section({"type": "object", "required": ["rule"], "allOf": spelled}),
+        "sources": section({"$ref": "#/$defs/source"}),
     }
     limit = with_expressions({"type": "number"})
     return {
@@ -288,11 +295,11 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
                     "letters, digits, '.', '_' and '-': the build folder's name",
                 ),
                 "extends": described(STRING, "lay this recipe over another"),
-                "vars": any_names(variable_schema()),
-                "sources": {"type": "object"},
-                "artifacts": any_names({"$ref": "#/$defs/artifact"}),
-                "gates": any_names(any_names(limit)),
-                "devices": any_names(unwrapped(with_expressions(device_schema()))),
+                "vars": section(variable_schema()),
+                "sources": section({}),
+                "artifacts": section({"$ref": "#/$defs/artifact"}),
+                "gates": section(section(limit)),
+                "devices": section(unwrapped(with_expressions(device_schema()))),
                 "doc": STRING,
             },
             ["qbuild"],

@@ -98,7 +98,7 @@ def translate(error: Any, root: Node) -> Iterator[RecipeError]:
         yield kindless(error, node, where)
     elif keyword == "type":
         kinds = [expected] if isinstance(expected, str) else expected
-        words = " or ".join(TYPE_NAMES[kind] for kind in kinds)
+        words = " or ".join(TYPE_NAMES[kind] for kind in kinds if kind != "null") or "null"
         yield RecipeError(f"{named(path)} must be {words}, not {shown(value)}", location=where)
     elif keyword in LIMITS:
         yield RecipeError(
