@@ -40,6 +40,7 @@ class RuleFacts(NamedTuple):
     templates: tuple[str, ...]
     float_sums: bool
     worker: str
+    resumable: bool = False
 
 
 class Blueprint(NamedTuple):
@@ -60,6 +61,7 @@ def draw(plan: Plan, rules: Mapping[str, tuple[str, Rule]]) -> Blueprint:
             templates=rule.templates,
             float_sums=rule.float_sums,
             worker=rule.worker,
+            resumable=rule.resumable,
         )
         for name, (module, rule) in rules.items()
     }
@@ -149,10 +151,10 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
 
 
 def _facts(row: Json) -> RuleFacts:
-    module, distributions, parts, templates, float_sums, worker = row
+    module, distributions, parts, templates, float_sums, worker, resumable = row
     by_input = {name: tuple(each) for name, each in parts.items()}
-    facts = (module, tuple(distributions), by_input, tuple(templates), float_sums, worker)
-    return RuleFacts(*facts)
+    found = (module, tuple(distributions), by_input, tuple(templates), float_sums, worker)
+    return RuleFacts(*found, resumable)
 
 
 def folders_that_would_win(plan: Plan) -> list[str]:

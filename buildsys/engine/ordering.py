@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from buildsys.engine.executor import Order
-from buildsys.engine.key import canonical, device_of
+from buildsys.engine.keeping import kept_folder
+from buildsys.engine.key import canonical, device_of, key_digest
 from buildsys.rules.spec import Input, StepContext
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ def make_order(
     staging: str,
     parts: Mapping[str, Json],
     template: Callable[[str], str],
+    toolchain: Mapping[str, str] | None = None,
 ) -> Order:
-    """The order that makes `step` in `staging`. parts: of its key, for the inputs' digests.
+    """The order that makes `step` in `staging`. parts: of its key, for the inputs' digests;
+    toolchain: what the step is told of its own.
 
     Imports the rule; where it runs a program, asks it which. Raises StepError.
     """
     context = step_context(step, plan, facts, folder, staging, parts, template)
+    context["toolchain"] = dict(toolchain or {})
+    if facts.resumable:
+        context["kept"] = kept_folder(folder, step.name, key_digest(parts))
     module = importlib.import_module(facts.module)
     argv: tuple[str, ...] = ()
     environment = dict(step.environment)

@@ -108,20 +108,33 @@ def survey_of(
     stamps = Stamps(folder.root, folder.own("stamps"))
     code = RuleCode(stamps, folder.own("code"), tuple(sys.path))
     entries = read_journal(folder.own("journal"))
-    machine = this_machine(project.recipe) if machine is None else machine
+    machine = this_machine(project.plan, folder.own("toolchains")) if machine is None else machine
     survey = Survey(project.blueprint, entries, stamps, code, machine, forced)
     return Scene(survey, stamps, code, entries, machine)
 
 
-def this_machine(recipe: str) -> Machine:
-    """What of this machine counts. No toolchain is known to this version of qbuild."""
-    toolchains: dict[str, Json] = {}
+def this_machine(plan: Plan, memory: str) -> Machine:
+    """What of this machine counts for a plan. memory: a disposable folder for what toolchain
+    files say."""
+    fingerprints: dict[str, Json] = {}
+    fields: dict[str, Mapping[str, str]] = {}
+    missing: Mapping[str, str] = {}
+    names = {step.toolchain for step in plan.steps.values() if step.toolchain is not None}
+    if names:
+        from buildsys.toolchains.definitions import folders_for
+        from buildsys.toolchains.finding import find_toolchains
+
+        found, missing = find_toolchains(names, folders_for(plan.recipe), os.environ, memory)
+        fingerprints = {name: each.fingerprint for name, each in found.items()}
+        fields = {name: each.fields for name, each in found.items()}
     return Machine(
         versions=lambda: distribution_versions(sys.path),
-        toolchains=toolchains,
+        toolchains=fingerprints,
         processor=processor_class(),
         gpus=gpu_count(),
-        template=template_finder(recipe),
+        template=template_finder(plan.recipe),
+        missing=missing,
+        fields=fields,
     )
 
 

@@ -37,13 +37,16 @@ class Verdict(NamedTuple):
 class Machine(NamedTuple):
     """What of this machine is part of keys. versions: of installed distributions.
     toolchains: those that are found, name -> fingerprint. gpus: how many there are.
-    template: name -> path of the file."""
+    template: name -> path of the file. missing: toolchains that are not found, name -> why,
+    and what to do. fields: those that are found, name -> what a step is told of them."""
 
     versions: Callable[[], Mapping[str, str]]
     toolchains: Mapping[str, Json]
     processor: str
     gpus: int
     template: Callable[[str], str]
+    missing: Mapping[str, str] = {}
+    fields: Mapping[str, Mapping[str, str]] = {}
 
 
 FRESH = Verdict("fresh")
@@ -145,7 +148,9 @@ class Survey:
 
     def _why_skipped(self, step: Step) -> Reason | None:
         if step.toolchain is not None and step.toolchain not in self._machine.toolchains:
-            return Reason(f"toolchain '{step.toolchain}' is not installed")
+            why = self._machine.missing.get(step.toolchain)
+            message = f"toolchain '{step.toolchain}' is not installed"
+            return Reason(f"{message}: {why}" if why else message)
         wanted = int(step.resources.get("gpu") or 0)
         if wanted > self._machine.gpus:
             return Reason(f"it needs {wanted} GPU, and there are {self._machine.gpus} here")

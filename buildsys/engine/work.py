@@ -18,6 +18,7 @@ from buildsys.engine import staging as stage
 from buildsys.engine.commit import Finished, fsync
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
+from buildsys.engine.keeping import forget_kept
 from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
 from buildsys.errors import QbuildError
@@ -86,7 +87,14 @@ class Work:
         facts = self._survey.blueprint.rules[step.rule]
         try:
             order = make_order(
-                step, self._survey.plan, facts, self._folder, staging, parts, self._machine.template
+                step,
+                self._survey.plan,
+                facts,
+                self._folder,
+                staging,
+                parts,
+                self._machine.template,
+                self._machine.fields.get(step.toolchain or ""),
             )
         except QbuildError as error:
             self._fail(running, str(error), None)
@@ -210,6 +218,7 @@ class Work:
         for finished in done:
             self._in_flight.pop(finished.step)
             self._survey.built(finished.step, finished.record)
+            forget_kept(self._folder, finished.step)
             record = finished.record
             self._display.ended(finished.step, False, record["wall"], record["memory"])
         for finished, why in refused:

@@ -96,6 +96,7 @@ def context(order: Order, report: Reporter) -> StepContext:
         note=report.note,
         warn=report.warn,
         log=logging.getLogger("qbuild.step"),
+        kept=Path(given["kept"]) if "kept" in given else None,
     )
 
 

@@ -1,0 +1,91 @@
+"""toolchains/NAME.yaml, checked, and remembered as JSON: a null build has no time for YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from buildsys.engine.stamps import hash_file
+from buildsys.errors import RecipeError
+from buildsys.share import shared_folder
+
+if TYPE_CHECKING:
+    from buildsys.plan.graph import Json
+
+KEYS = frozenset({"doc", "unlocks", "get", "versions", "find"})
+KINDS = {
+    "python": frozenset({"python", "interpreter", "with"}),
+    "variable": frozenset({"variable", "file"}),
+}
+
+
+def folders_for(recipe: str) -> tuple[str, ...]:
+    """Where definitions are looked for: the project's own folder first."""
+    beside = os.path.dirname(os.path.abspath(recipe))
+    around = os.path.dirname(beside) if os.path.basename(beside) == "recipes" else beside
+    own = [os.path.abspath("toolchains"), f"{around}/toolchains"]
+    return (*dict.fromkeys(own), shared_folder("toolchains"))
+
+
+def definition(name: str, folders: Sequence[str], memory: str | None = None) -> Json:
+    """The definition of a toolchain; None where no folder has one.
+
+    memory: a folder for the parsed form, which is disposable. Raises RecipeError naming the
+    file and the key that is wrong.
+    """
+    for folder in folders:
+        path = f"{folder}/{name}.yaml"
+        if os.path.isfile(path):
+            return _remembered(path, memory) if memory else parse(path)
+    return None
+
+
+def _remembered(path: str, memory: str) -> Json:
+    place = f"{memory}/{os.path.basename(path)}.json"
+    digest = hash_file(path)
+    try:
+        with open(place, "rb") as file:
+            known = json.load(file)
+        if known["digest"] == digest and known["path"] == path:
+            return known["definition"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: it is made anew
+    found = parse(path)
+    temporary = f"{place}.{os.getpid()}"
+    try:
+        os.makedirs(memory, exist_ok=True)
+        with open(temporary, "w") as out:
+            json.dump({"digest": digest, "path": path, "definition": found}, out)
+        os.replace(temporary, place)
+    except OSError:
+        pass  # read-only: it is parsed again next time, and that is all
+    return found
+
+
+def parse(path: str) -> Json:
+    """A definition file. Raises RecipeError."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("find"), list):
+        raise RecipeError(f"{path}: a toolchain is a table with `find`, a list of places")
+    _refuse_unknown(path, content, KEYS)
+    for place in content["find"]:
+        kind = next((kind for kind in KINDS if isinstance(place, dict) and kind in place), None)
+        if kind is None:
+            raise RecipeError(f"{path}: each place in `find` is one of: {', '.join(KINDS)}")
+        _refuse_unknown(path, place, KINDS[kind])
+    return content
+
+
+def _refuse_unknown(path: str, table: Json, known: frozenset[str]) -> None:
+    unknown = sorted(set(table) - known)
+    if unknown:
+        remedy = f"known here: {', '.join(sorted(known))}"
+        raise RecipeError(f"{path}: unknown key '{unknown[0]}'", remedy=remedy)
