@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from buildsys.models.samples import Sample
     from buildsys.models.scoring import AnswerScore, WindowScore
     from buildsys.models.variant import Variant
-    from buildsys.plan.graph import Plan, Step
+    from buildsys.plan.graph import Plan, Ref, Step
 
 BASELINE = "fp32"
 # Pixels of questions are kept for the next variant up to this size, else made anew for each.
@@ -36,8 +36,8 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
     if not step.inputs.get("text") and not step.inputs.get("images"):
         yield Problem("there is nothing to evaluate on", "Give `text`, `images` or both.")
     for ref in step.inputs.get("variants", ()):
-        maker = plan.steps.get(plan.producer.get(ref.name, ""))
-        if ref.kind != "artifact" or maker is None or maker.rule != "int8-checkpoint":
+        maker = _int8_maker(ref, plan)
+        if maker is None:
             continue
         target, own = maker.options.get("target"), step.options.get("profile")
         if target != own:
@@ -46,6 +46,14 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
                 f"Set `profile: {target}`, or `target` of {ref.name} to the same.",
                 option="profile" if own is not None else None,
             )
+
+
+def _int8_maker(ref: Ref, plan: Plan) -> Step | None:
+    """The int8-checkpoint step that an artifact is, or was converted from."""
+    maker = plan.steps.get(plan.producer.get(ref.name, "")) if ref.kind == "artifact" else None
+    if maker is not None and maker.rule == "mllm-file":
+        return next((_int8_maker(each, plan) for each in maker.inputs.get("checkpoint", ())), None)
+    return maker if maker is not None and maker.rule == "int8-checkpoint" else None
 
 
 RULE = Rule(

@@ -75,7 +75,7 @@ def _open(step: StepContext) -> TensorSource:
 
     path = step.one("checkpoint").path
     model = step.maybe("model")
-    source = open_checkpoint(path)
+    source = _classic(open_checkpoint(path))
     if source.metadata.get("format") != "mllm v1" or step.options["version"] == 1:
         return source
     if model is None:
@@ -84,6 +84,15 @@ def _open(step: StepContext) -> TensorSource:
             remedy="Give the model that it is of as input `model`.",
         )
     return open_checkpoint(path, _shapes(source, model.path))
+
+
+def _classic(source: TensorSource) -> TensorSource:
+    """The source under the classic names, which mllm's runtime knows."""
+    from buildsys.formats.tensors import RenamedSource
+    from buildsys.models.key_layout import to_classic
+
+    names = {to_classic(name): name for name in source.names()}
+    return source if all(new == old for new, old in names.items()) else RenamedSource(source, names)
 
 
 def _shapes(source: TensorSource, model: Path) -> dict[str, tuple[int, ...]]:

@@ -171,10 +171,12 @@ def test_figures_are_written_with_six_digits_and_without_noise_or_nan() -> None:
 
 def test_check_holds_the_profile_to_the_variants_target() -> None:
     int8, _ = plan_of("int8.pth", "int8-checkpoint", options={"target": "mllm-v1-text"})
+    file, _ = plan_of("int8.mllm", "mllm-file", int8, checkpoint="int8.pth")
 
-    def problems(profile: str | None) -> list[str]:
+    def problems(profile: str | None, variant: str = "int8.pth") -> list[str]:
+        options = {"profile": profile}
         step, plan = plan_of(
-            "m.json", "evaluate", int8, options={"profile": profile}, text="t", variants="int8.pth"
+            "m.json", "evaluate", int8, file, options=options, text="t", variants=variant
         )
         return [problem.message for problem in check(step, plan)]
 
@@ -183,5 +185,7 @@ def test_check_holds_the_profile_to_the_variants_target() -> None:
         "int8.pth is made for target mllm-v1-text, and is evaluated under profile mllm-v1-vl"
     ]
     assert len(problems(None)) == 1
+    assert problems("mllm-v1-text", "int8.mllm") == []
+    assert len(problems("mllm-v1-vl", "int8.mllm")) == 1
     step, plan = plan_of("m.json", "evaluate", options={"profile": None}, model="m")
     assert [p.message for p in check(step, plan)] == ["there is nothing to evaluate on"]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from buildsys.errors import StepError
 from buildsys.formats.checkpoint import open_checkpoint
+from tests import tiny_models
 
 
 def test_int8_export_becomes_mllms_own_bytes(make: Callable[..., Any], golden: Path):
@@ -66,3 +67,14 @@ def test_v1_becomes_v2_with_the_shapes_of_the_model(make: Callable[..., Any], go
         stored = pth.read(name)
         stored = stored.to(torch.int8) if stored.dtype == torch.bool else stored
         assert torch.equal(read.read(name), stored), name
+
+
+def test_names_are_the_classic_ones_that_the_runtime_knows(
+    make: Callable[..., Any], qwen2vl_folder: Path, tmp_path: Path
+):
+    folder = tiny_models.transformers_keys(qwen2vl_folder, tmp_path / "new")
+    old = make("mllm-file", "c.mllm", {"checkpoint": qwen2vl_folder}).out
+    new = make("mllm-file", "c.mllm", {"checkpoint": folder}).out
+    names = set(open_checkpoint(new).names())
+    assert names == set(open_checkpoint(old).names())
+    assert {"model.norm.weight", "visual.merger.mlp.0.weight"} <= names
