@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 Given = Path | Input | Sequence[Path | Input]
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
 
 @dataclass
@@ -95,11 +94,9 @@ def make(step: Runner) -> Runner:
 
 
 @pytest.fixture
-def golden() -> Path:
+def golden(golden_folder: Path) -> Path:
     """The folder of golden data; the test is skipped where it is not."""
-    if not GOLDEN.is_dir():
-        pytest.skip("the golden data (../shared/golden) is not here")
-    return GOLDEN
+    return golden_folder
 
 
 def as_inputs(name: str, given: Given) -> tuple[Input, ...]:
