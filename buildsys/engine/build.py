@@ -12,6 +12,7 @@ from buildsys.engine import folder as folders
 from buildsys.engine.hub import fetch_models
 from buildsys.engine.lock import BuildLock
 from buildsys.engine.project import remember_plan, survey_of
+from buildsys.engine.staging import sweep
 from buildsys.engine.temporary import Temporaries
 from buildsys.errors import QbuildError, ToolchainMissing
 
@@ -70,6 +71,8 @@ def build_what_is_stale(
     takes nothing more; failures of steps are in the outcome.
     """
     with locked(project, tools.say) as lock_fd:
+        if lock_fd >= 0:
+            sweep(project.folder.own("staging"))
         project = with_models(project, request, tools.say)
         scene = survey_of(project, request.forced)
         warn_of_damage(scene, tools.say)

@@ -113,7 +113,8 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         estimates = {name: done[name]["wall"] for name in names if name in done}
         self._display.begin(len(tasks), estimates, self._pool.jobs)
         control = TaskControl(tasks)
-        control.process(None)
+        # Not those that make something again: doit comes to them by who needs them.
+        control.process([task.name for task in tasks if not task.meta["again"]])
         self.run_tasks(control.task_dispatcher())
 
     def run_tasks(self, task_dispatcher: Any) -> None:

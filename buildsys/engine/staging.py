@@ -42,12 +42,6 @@ class Staging:
         self._root = root
         self._count = 0
 
-    def sweep(self) -> None:
-        """Remove what a build that was killed has left."""
-        if os.path.isdir(self._root):
-            for name in os.listdir(self._root):
-                remove_tree(f"{self._root}/{name}")
-
     def fresh(self, outputs: Iterable[str]) -> str:
         """An empty folder for one step, with the folders that its outputs lie in."""
         self._count += 1
@@ -56,6 +50,13 @@ class Staging:
         for path in outputs:
             os.makedirs(os.path.dirname(f"{folder}/{path.rstrip('/')}"), exist_ok=True)
         return folder
+
+
+def sweep(root: str) -> None:
+    """Remove what a build that was killed has left below the folder of staging folders."""
+    if os.path.isdir(root):
+        for name in os.listdir(root):
+            remove_tree(f"{root}/{name}")
 
 
 def remove_tree(path: str) -> None:
