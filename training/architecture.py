@@ -23,8 +23,7 @@ StateDict = dict[str, torch.Tensor]
 def classic_config(tokenizer: "Tokenizer", dtype: torch.dtype) -> dict[str, Any]:
     """config.json in the layout that Qwen2-VL checkpoints have on the hub.
 
-    rope_theta is 100 because contexts are short: mrope gives width the last 12 of 32
-    frequencies, which at 1e6 do not turn at all over a grid of 6 tokens.
+    rope_theta is 1e4 instead of Qwen2-VL's 1e6, because contexts are short.
     """
 
     def token(name: str) -> int:
@@ -48,7 +47,7 @@ def classic_config(tokenizer: "Tokenizer", dtype: torch.dtype) -> dict[str, Any]
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
         "rope_scaling": {"mrope_section": [8, 12, 12], "type": "mrope"},
-        "rope_theta": 100.0,
+        "rope_theta": 10000.0,
         "sliding_window": 2048,
         "tie_word_embeddings": True,
         "torch_dtype": str(dtype).removeprefix("torch."),

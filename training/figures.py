@@ -1,39 +1,45 @@
-"""The figures of the shipped model: its scores, and what static int8 and each remedy make of it."""
+"""The figures of the shipped model: its scores, and what static int8 and each remedy make of it.
 
-from collections.abc import Callable
+    python -m training.figures DIR
+
+adds the second half, `static_int8`, to the figures.json that training.train left in DIR.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from training.architecture import StateDict, load_classic_state
+from training.architecture import StateDict, classic_config, load_classic_state, new_model
 from training.assets import (
     CALIBRATION_PICTURES,
     CALIBRATION_SEED,
+    EVALUATION_PICTURES,
     EVALUATION_SEED,
-    draw_pictures,
 )
-from training.batches import Batch, Sampler
-from training.forward import labels_of
+from training.batches import Sampler
 from training.outliers import (
     Strengths,
     add_outliers,
     fold_norms,
     layer_count,
     scale_up_rows,
-    to_float64,
     turn_residual,
 )
+from training.packed import packed_score, picture_batches, run_batches
 from training.score import Score, load_model, perplexity, read_samples, score
-from training.static_int8 import balance_rows, hadamard, observe, quantized, random_signs
-from training.statistics import ResidualStatistics, run_batches
+from training.static_int8 import PROFILES, balance_rows, hadamard, observe, quantized, random_signs
+from training.statistics import residual_statistics
 from training.tokenizer import special_id
 
 Remedy = Callable[[StateDict], None]
-_PICTURES = 80  # of the evaluation set, for the simulation
 
 
 def shipped_figures(
@@ -87,98 +93,108 @@ def balance_up(state: StateDict) -> None:
         scale_up_rows(state, layer, torch.arange(len(up)), factors)
 
 
-REMEDIES: dict[str, tuple[Remedy, ...]] = {
+_REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "nothing": (),
     "fusion": (fold_norms,),
     "rotation": (rotate,),
     "rescaling": (balance_up,),
-    "fusion+rescaling": (balance_up, fold_norms),
-    "rotation+rescaling": (balance_up, rotate),
+    "fusion, rescaling": (balance_up, fold_norms),
+    "rotation, rescaling": (balance_up, rotate),
 }
+# Kind of outliers, remedy: each kind alone with its own remedy, then the shipped mixture.
+_ROWS = (
+    ("none", "nothing"),
+    ("basis", "nothing"),
+    ("basis", "rotation"),
+    ("gains", "nothing"),
+    ("gains", "fusion"),
+    ("up/down", "nothing"),
+    ("up/down", "rescaling"),
+    ("all", "nothing"),
+    ("all", "fusion"),
+    ("all", "rescaling"),
+    ("all", "fusion, rescaling"),
+    ("all", "rotation"),
+    ("all", "rotation, rescaling"),
+)
+
+
+def strengths_of(kind: str, full: Strengths) -> Strengths:
+    """`full` with one kind of outlier only ("none", "basis", "gains", "up/down"), or "all"."""
+    nothing = replace(full, turn=False, gain_spread=0.0, large_gains=(), up_factors=())
+    return {
+        "none": nothing,
+        "basis": replace(nothing, turn=full.turn),
+        "gains": replace(nothing, gain_spread=full.gain_spread, large_gains=full.large_gains),
+        "up/down": replace(nothing, up_factors=full.up_factors),
+        "all": full,
+    }[kind]
 
 
 def damage_figures(
-    out: Path,
-    model: Qwen2VLForConditionalGeneration,
-    trained: StateDict,
-    statistics: ResidualStatistics,
-    strengths: Strengths | None = None,
-) -> dict[str, dict[str, str]]:
-    """Exact match and log-probability under static W8A8, per kind of outlier and per remedy."""
-    strengths = strengths or Strengths()
-    nothing = replace(strengths, turn=False, gain_spread=0.0, large_gains=(), up_factors=())
-    kinds = {
-        "none": nothing,
-        "basis": replace(nothing, turn=True),
-        "gains": replace(
-            nothing, gain_spread=strengths.gain_spread, large_gains=strengths.large_gains
-        ),
-        "up/down": replace(nothing, up_factors=strengths.up_factors),
-        "all": strengths,
-    }
-    simulation = _Simulation(out, model)
-    rows: dict[str, dict[str, str]] = {}
-    for kind, chosen in kinds.items():
-        outlying = add_outliers(trained, statistics.covariance, statistics.loudness, chosen)
-        for remedy, changes in REMEDIES.items():
-            state = to_float64(outlying)
-            for change in changes:
-                change(state)
-            rows[f"{kind} | {remedy}"] = {
-                profile: simulation.measure(state, profile)
-                for profile in ("mllm-v1-vl", "mllm-v1-text")
-            }
-            print(f"{kind} | {remedy}", rows[f"{kind} | {remedy}"], flush=True)
+    out: Path, trained: StateDict, strengths: Strengths, pictures: int, profiles: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Scores under static W8A8, one row for each pair of outliers and remedy, and profile."""
+    tokenizer = Tokenizer.from_file(str(out / "qwen2vl-tiny" / "tokenizer.json"))
+    model = new_model(classic_config(tokenizer, torch.bfloat16), seed=0)
+    load_classic_state(model, trained)
+    statistics = residual_statistics(model, tokenizer)
+    simulation = _Simulation(tokenizer, model, pictures)
+    rows = []
+    for kind, remedy in _ROWS:
+        state = add_outliers(
+            trained, statistics.covariance, statistics.loudness, strengths_of(kind, strengths)
+        )
+        for change in _REMEDIES[remedy]:
+            change(state)
+        for profile in profiles:
+            figures = asdict(simulation.measure(state, profile))
+            rows.append({"outliers": kind, "remedy": remedy, "profile": profile, **figures})
+            print(rows[-1], flush=True)
     return rows
 
 
 class _Simulation:
     """Calibration and evaluation batches of the shipped data, and the model they run through."""
 
-    def __init__(self, out: Path, model: Qwen2VLForConditionalGeneration) -> None:
-        tokenizer = Tokenizer.from_file(str(out / "qwen2vl-tiny" / "tokenizer.json"))
+    def __init__(
+        self, tokenizer: Tokenizer, model: Qwen2VLForConditionalGeneration, pictures: int
+    ) -> None:
         sampler = Sampler(tokenizer, CALIBRATION_SEED, 40_000)
         self.model = model
         self.end = special_id(tokenizer, "<|im_end|>")
         self.calibration = [
-            *_picture_batches(sampler, CALIBRATION_SEED, CALIBRATION_PICTURES),
+            *picture_batches(sampler, CALIBRATION_SEED, CALIBRATION_PICTURES),
             sampler.texts(8, 512),
         ]
-        self.evaluation = list(_picture_batches(sampler, EVALUATION_SEED, _PICTURES))
+        self.evaluation = list(picture_batches(sampler, EVALUATION_SEED, pictures))
         model.set_attn_implementation("eager")
 
-    def measure(self, state: StateDict, profile: str) -> str:
-        """Exact match and log-probability of weights under a profile."""
+    def measure(self, state: StateDict, profile: str) -> Score:
+        """Scores of weights, rounded to the stored type, under a profile."""
         load_classic_state(self.model, {k: v.to(torch.bfloat16).float() for k, v in state.items()})
         ranges = observe(self.model, lambda: run_batches(self.model, self.calibration))
         with quantized(self.model, ranges, profile):
             logits = run_batches(self.model, self.evaluation)
-        result = packed_score(logits, self.evaluation, self.end)
-        return f"{result.exact_match:.3f} {result.log_probability:.3f}"
+        return packed_score(logits, self.evaluation, self.end)
 
 
-def _picture_batches(sampler: Sampler, seed: int, count: int) -> list[Batch]:
-    pictures = draw_pictures(seed, count)
-    parts = [pictures[i : i + 16] for i in range(0, count, 16)]
-    return [
-        sampler.pack([p.scene for p in part], [p.pixels for p in part], [p.questions for p in part])
-        for part in parts
-    ]
+def main() -> None:
+    """Add the table of static int8 to DIR/figures.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--pictures", type=int, default=EVALUATION_PICTURES)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    out: Path = arguments.dir
+    path = out / "figures.json"
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    trained = load_file(out / "trained.safetensors")
+    figures["static_int8"] = damage_figures(
+        out, trained, Strengths(), arguments.pictures, list(PROFILES)
+    )
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def packed_score(logits: list[torch.Tensor], batches: list[Batch], end: int) -> Score:
-    """`score` on packed batches: an answer is a run of labels up to the token `end`."""
-    right, count, log_probability, margin = 0, 0, 0.0, 0.0
-    for rows, batch in zip(logits, batches, strict=True):
-        labels = labels_of(batch)
-        wanted = labels[:, None]
-        chosen = rows.gather(1, wanted)
-        margins = chosen - rows.scatter(1, wanted, -torch.inf).amax(1, keepdim=True)
-        ends = (labels == end).nonzero().flatten() + 1
-        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
-        least = torch.stack([part.min() for part in torch.split(margins[:, 0], sizes)])
-        right += int((least > 0).sum())
-        count += len(sizes)
-        margin += float(least.sum())
-        log_probability += float(rows.log_softmax(1).gather(1, wanted).sum())
-    return Score(count, right / count, log_probability / count, margin / count)
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from training.batches import CELL_CLASSES, Batch, Sampler
 from training.forward import encode_pictures, label_logits, labels_of
-from training.questions import TRAINING_KINDS
+from training.questions import FIRST_KINDS, TRAINING_KINDS
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Schedule:
     warm_up: int = 100
     pictures: int = 16
     kinds: tuple[str, ...] = TRAINING_KINDS
-    text_every: int = 2
+    first_kinds: tuple[str, ...] = FIRST_KINDS
+    first_steps: int = 400
+    text_every: int = 3
     text_windows: int = 2
     text_length: int = 512
     text_weight: float = 0.5
@@ -95,7 +97,8 @@ def fit(
         for optimizer, rates in zip(optimizers, full_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule.rate(step)
-        seen[:2] += _picture_step(model, probe, sampler.pictures(schedule.pictures, schedule.kinds))
+        kinds = schedule.first_kinds if step < schedule.first_steps else schedule.kinds
+        seen[:2] += _picture_step(model, probe, sampler.pictures(schedule.pictures, kinds))
         if step % schedule.text_every == 0:
             texts = sampler.texts(schedule.text_windows, schedule.text_length)
             with torch.autocast("cpu", torch.bfloat16):

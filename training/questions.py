@@ -1,4 +1,4 @@
-"""Questions about a scene, with their answers: six kinds, one exact answer each."""
+"""Questions about a scene, with their answers: five kinds, one exact answer each."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.shapes import COLORS, GRID, POSITIONS, SHAPES, SIZES, Scene, Shape, sample_scene
+from training.shapes import COLORS, GRID, POSITIONS, SIZES, Scene, Shape, sample_scene
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NUMBERS = ("zero", "one", "two", "three")
 LINES = (
     ("top row", (0, 1, 2)),
     ("middle row", (3, 4, 5)),
@@ -28,10 +28,6 @@ class Question:
     answer: str
 
 
-def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith("s") else "s")
-
-
 def _name(cell: Shape | None) -> str:
     return "nothing" if cell is None else str(cell)
 
@@ -49,34 +45,30 @@ def _line(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
-    """Ask for a colour, a kind or a size; mostly for one that is there.
+    """Ask for the shapes of a colour in a row or column; mostly for a colour that is there.
 
-    The answer names the places before the number, as a careful counter would.
+    The answer goes through the cells before it says the number, as a careful counter would.
     """
-    attribute = ("color", "shape", "size")[rng.integers(3)]
-    values = {"color": list(COLORS), "shape": list(SHAPES), "size": list(SIZES)}[attribute]
-    cells = [None if cell is None else str(getattr(cell, attribute)) for cell in scene.cells]
-    present = [value for value in cells if value is not None]
-    pool = present if present and rng.random() < 0.85 else values
-    value = pool[rng.integers(len(pool))]
-    noun = _plural(value) if attribute == "shape" else f"{value} shapes"
-    places = [place for place, cell in zip(POSITIONS, cells, strict=True) if cell == value]
-    answer = f"{', '.join(places) or 'nowhere'}, so {NUMBERS[len(places)]}"
-    return Question("count", f"How many {noun} are there?", answer)
+    name, cells = LINES[rng.integers(len(LINES))]
+    seen = [cell.color if cell else None for cell in (scene.cells[i] for i in cells)]
+    present = [color for color in seen if color]
+    pool = present if present and rng.random() < 0.8 else list(COLORS)
+    color = pool[rng.integers(len(pool))]
+    listed = ", ".join(each or "nothing" for each in seen)
+    prompt = f"How many {color} shapes are in the {name}?"
+    return Question("count", prompt, f"{listed}, so {NUMBERS[seen.count(color)]}")
 
 
 def _where(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Ask for a shape that its colour and kind (or its colour alone) single out."""
-    pairs = Counter((s.color, s.shape) for s in scene.shapes())
-    colors = Counter(s.color for s in scene.shapes())
+    """Ask for a shape that its colour alone, or its kind alone, singles out."""
+    colors = Counter(shape.color for shape in scene.shapes())
+    kinds = Counter(shape.shape for shape in scene.shapes())
     found = []
     for index, shape in enumerate(scene.cells):
-        if shape is None:
-            continue
-        if pairs[shape.color, shape.shape] == 1:
-            found.append((index, f"{shape.color} {shape.shape}"))
-        if colors[shape.color] == 1:
+        if shape is not None and colors[shape.color] == 1:
             found.append((index, f"{shape.color} shape"))
+        if shape is not None and kinds[shape.shape] == 1:
+            found.append((index, shape.shape))
     if not found:
         return None
     index, phrase = found[rng.integers(len(found))]
@@ -84,39 +76,15 @@ def _where(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _larger(scene: Scene, rng: np.random.Generator) -> Question | None:
-    filled = [i for i, cell in enumerate(scene.cells) if cell is not None]
+    """Compare two shapes; the answer names both sizes, then the place of the larger."""
+    filled = [(i, cell.size) for i, cell in enumerate(scene.cells) if cell is not None]
     if len(filled) < 2:
         return None
-    first, second = (int(i) for i in rng.permutation(filled)[:2])
+    (first, size), (second, other) = (filled[i] for i in rng.permutation(len(filled))[:2])
     prompt = f"Which shape is larger, {POSITIONS[first]} or {POSITIONS[second]}?"
-    sizes = [SIZES.index(_size(scene.cells[i])) for i in (first, second)]
-    if sizes[0] == sizes[1]:
-        return Question("larger", prompt, "both are equal")
-    return Question("larger", prompt, POSITIONS[first if sizes[0] > sizes[1] else second])
-
-
-def _size(cell: Shape | None) -> str:
-    assert cell is not None
-    return cell.size
-
-
-def _exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Yes or no, even odds; a no differs from a shape that is there in one attribute."""
-    there = scene.shapes()
-    if not there:
-        there = [Shape("small", "red", "circle")]
-    shape = there[rng.integers(len(there))]
-    if rng.random() < 0.5:
-        color = list(COLORS)[rng.integers(len(COLORS))]
-        kind = SHAPES[rng.integers(len(SHAPES))]
-        shape = (
-            Shape(shape.size, color, shape.shape)
-            if rng.random() < 0.5
-            else Shape(shape.size, shape.color, kind)
-        )
-    pairs = {(s.color, s.shape) for s in scene.shapes()}
-    answer = "yes" if (shape.color, shape.shape) in pairs else "no"
-    return Question("exists", f"Is there a {shape.color} {shape.shape}?", answer)
+    difference = SIZES.index(size) - SIZES.index(other)
+    verdict = "neither" if difference == 0 else POSITIONS[first if difference > 0 else second]
+    return Question("larger", prompt, f"{size} and {other}, so {verdict}")
 
 
 _KINDS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
@@ -125,11 +93,11 @@ _KINDS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "count": _count,
     "where": _where,
     "larger": _larger,
-    "exists": _exists,
 }
 KINDS = tuple(_KINDS)
-# What is slow to learn is asked more often in training.
-TRAINING_KINDS = (*KINDS, "where", "larger", "exists")
+# A mild curriculum: looking up a named place comes first, searching and comparing after it.
+FIRST_KINDS = ("at", "at", "at", "at", "at", "line", "line", "larger")
+TRAINING_KINDS = (*KINDS, "where", "where", "larger")
 
 
 def ask(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> list[Question]:

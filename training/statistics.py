@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import Qwen2VLForConditionalGeneration
 
-from training.batches import Batch, Sampler
-from training.forward import encode_pictures, label_logits
+from training.batches import Sampler
+from training.packed import run_batches
 from training.questions import KINDS
 
 if TYPE_CHECKING:
@@ -24,18 +24,6 @@ class ResidualStatistics:
 
     covariance: torch.Tensor
     loudness: torch.Tensor
-
-
-def run_batches(model: Qwen2VLForConditionalGeneration, batches: list[Batch]) -> list[torch.Tensor]:
-    """Logits at the labels of each batch, in the model's own precision."""
-    logits = []
-    with torch.no_grad():
-        for batch in batches:
-            features = None
-            if batch.patches is not None:
-                features = encode_pictures(model.model.visual, batch.patches)
-            logits.append(label_logits(model, batch, features))
-    return logits
 
 
 def residual_statistics(

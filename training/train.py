@@ -27,11 +27,12 @@ from training.architecture import (
 )
 from training.assets import TRAINING_SEED, write_assets
 from training.batches import Sampler
-from training.figures import damage_figures, shipped_figures
+from training.figures import shipped_figures
 from training.fit import Schedule, fit
 from training.outliers import Strengths, add_outliers
+from training.packed import packed_score, picture_batches, run_batches
 from training.statistics import residual_statistics
-from training.tokenizer import train_tokenizer
+from training.tokenizer import special_id, train_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,9 +46,13 @@ def train(tokenizer: "Tokenizer", out: Path, steps: int) -> StateDict:
     model = new_model(classic_config(tokenizer, STORED), seed=0)
     sampler = Sampler(tokenizer, TRAINING_SEED, TEXT_CHARACTERS)
 
+    held_out = picture_batches(sampler, TRAINING_SEED + 1, 48)
+    end = special_id(tokenizer, "<|im_end|>")
+
     def report(step: int, line: str) -> None:
         print(f"step {step:5d}  {line}", flush=True)
         if step % 250 == 0:
+            print(packed_score(run_batches(model, held_out), held_out, end), flush=True)
             save_file(classic_state(model), out / "trained.safetensors")
 
     fit(model, sampler, replace(Schedule(), steps=steps), report)
@@ -82,10 +87,9 @@ def main() -> None:
     figures = {
         "training_cpu_minutes": None if arguments.weights else round(minutes, 1),
         **shipped_figures(out, model, trained, outlying),
-        "static_int8": damage_figures(out, model, trained, statistics),
     }
-    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
