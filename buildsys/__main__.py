@@ -2,6 +2,6 @@
 
 import sys
 
-from buildsys.cli.main import main
+from buildsys.cli.main import command
 
-sys.exit(main())
+sys.exit(command())

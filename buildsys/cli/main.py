@@ -7,6 +7,7 @@ Only the verb that is asked for is imported.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -32,20 +33,44 @@ VERBS = {
 
 def make_parser(verb: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of `verb` only: the other verbs are not imported."""
-    parser = argparse.ArgumentParser(prog="qbuild", description=buildsys.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="qbuild", description=buildsys.__doc__, formatter_class=help_format
+    )
     parser.add_argument("--version", action="version", version=f"qbuild {buildsys.__version__}")
-    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, prog="qbuild")
     for name, summary in VERBS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
+        if verb in (None, name):
+            sub = commands.add_parser(
+                name, help=summary, description=summary, formatter_class=help_format
+            )
         if name == verb:
             importlib.import_module(f"buildsys.cli.{name}").configure(sub)
     return parser
 
 
+def help_format(prog: str) -> argparse.HelpFormatter:
+    """argparse's formatter, told the width: to find it out itself it imports every kind of
+    compression that Python has, by way of shutil."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    except (OSError, ValueError):
+        columns = 80
+    return argparse.HelpFormatter(prog, width=columns - 2)
+
+
+def command() -> int:
+    """The whole process. Most runs find nothing to do and leave no garbage worth a search; a
+    build turns the collector on again."""
+    gc.disable()
+    code = main()
+    gc.freeze()  # nor is there any sense in one last search at the end
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 usage, 3 missing, 130)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    verb = next((word for word in words if word in VERBS), None)
+    verb = words[0] if words and words[0] in VERBS else None
     args = make_parser(verb).parse_args(words)
     try:
         code: int = importlib.import_module(f"buildsys.cli.{args.verb}").run(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -128,10 +129,7 @@ def locked(project: Project, say: Callable[[str], None]) -> Iterator[int]:
 
 def with_models(project: Project, request: Request, say: Callable[[str], None]) -> Project:
     """The project with the models that it needs fetched from the hub."""
-    from buildsys.plan.missing import sources_read
-
-    wanted = sources_read(project.plan, request.selection)
-    plan = fetch_models(project.plan, wanted, project.folder, say)
+    plan = fetch_models(project.plan, request.selection, project.folder, say)
     return project._replace(blueprint=project.blueprint._replace(plan=plan))
 
 
@@ -189,6 +187,7 @@ def build(
     """
     if lock_fd < 0:
         raise QbuildError(f"{project.folder.root} is read-only, and {len(names)} steps must run")
+    gc.enable()  # the command line's start had it off
     from buildsys.engine.commit import Committer
     from buildsys.engine.journal import Journal
     from buildsys.engine.runner import StepRunner

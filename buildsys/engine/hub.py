@@ -39,13 +39,19 @@ def with_fetched_models(plan: Plan, folder: BuildFolder) -> Plan:
 
 
 def fetch_models(
-    plan: Plan, sources: Iterable[str], folder: BuildFolder, say: Callable[[str], None]
+    plan: Plan, steps: Iterable[str], folder: BuildFolder, say: Callable[[str], None]
 ) -> Plan:
-    """Fetch those of these sources that are on the hub and not here yet; the plan with them.
+    """Fetch the models on the hub that these steps read and that are not here yet; the plan with
+    them.
 
     Raises ModelNotFetched.
     """
-    missing = [plan.sources[name] for name in sources if _is_on_hub(plan.sources[name])]
+    away = {name for name, source in plan.sources.items() if _is_on_hub(source)}
+    if not away:
+        return plan
+    from buildsys.plan.missing import sources_read
+
+    missing = [plan.sources[name] for name in sources_read(plan, steps) if name in away]
     if not missing:
         return plan
     known = read_json(folder.own("hub")) or {}

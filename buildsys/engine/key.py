@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan, Step
 
 MISSING = "(none)"
-DIGEST = re.compile(r"[0-9a-f]{64}(\+x)?")
+DIGEST_SIZE = 64  # hexadecimal digits
 # Of a hub model the content counts, not the name that it was fetched by.
 NOT_OF_CONTENT = frozenset({"hub", "revision"})
 # The instruction sets that torch, MKL and oneDNN choose their kernels by.
@@ -47,8 +46,12 @@ class Reason(NamedTuple):
 def show(value: Json) -> str:
     """A value on one line; digests shortened."""
     if isinstance(value, str):
-        return f"{value[:12]}..." if DIGEST.fullmatch(value) else json.dumps(value)
+        return f"{value[:12]}..." if _is_digest(value) else json.dumps(value)
     return MISSING if value is None else json.dumps(value)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text.removesuffix("+x")) == DIGEST_SIZE and set(text) <= set("0123456789abcdef+x")
 
 
 def canonical(value: Json) -> str:
