@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine.digest import EXECUTABLE
 from buildsys.engine.key import Reason
-from buildsys.engine.staging import Output, remove_tree
+from buildsys.engine.staging import Output
 from buildsys.errors import QbuildError
 
 if TYPE_CHECKING:
@@ -98,8 +98,6 @@ class Committer:
         sound = [each for each in group if all(each is not other for other, _ in refused)]
         if sound:
             self._put_in_place(sound)
-        for each in group:
-            remove_tree(each.staging)
         return sound, refused
 
     def _why_not(self, finished: Finished, changed: Callable[[str], Sequence[Reason]]) -> str:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from buildsys.engine.staleness import Survey
     from buildsys.engine.temporary import Temporaries
     from buildsys.engine.work import Work
-    from buildsys.plan.graph import Step
 
 AGAIN = "again"
 HOLD_ON = "hold on"
@@ -183,21 +182,25 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
             self.blocked.append(name)
 
     def _start_what_fits(self) -> None:
-        if self._stop_running:
-            return
-        waiting, self._ready = self._ready, []
-        for place in sorted(waiting):
-            name = place[2].task.meta["step"]
-            step: Step = self._survey.plan.steps[name]
-            claim = claim_of(step, self._survey.entries)
-            if self._stop_running or not self._pool.fits(claim):
-                heapq.heappush(self._ready, place)
-                continue
-            self._pool.take(name, claim)
-            self._running[name] = place[2]
-            reasons = self._survey.verdicts[name].reasons
-            if place[2].task.meta["again"]:
-                reasons = (Reason("removed after use, and needed again"),)
-            if not self._work.start(name, reasons):
-                self._pool.give_back(name)
-                self._settle(name, False)
+        passed_over = []
+        while self._ready and not self._pool.full and not self._stop_running:
+            place = heapq.heappop(self._ready)
+            node = place[2]
+            name = node.task.meta["step"]
+            claim = claim_of(self._survey.plan.steps[name], self._survey.entries)
+            if self._pool.fits(claim):
+                self._pool.take(name, claim)
+                self._running[name] = node
+                self._start(name, node.task.meta["again"])
+            else:
+                passed_over.append(place)
+        for place in passed_over:
+            heapq.heappush(self._ready, place)
+
+    def _start(self, name: str, again: bool) -> None:
+        reasons = self._survey.verdicts[name].reasons
+        if again:
+            reasons = (Reason("removed after use, and needed again"),)
+        if not self._work.start(name, reasons):
+            self._pool.give_back(name)
+            self._settle(name, False)

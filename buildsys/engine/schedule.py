@@ -46,6 +46,11 @@ class Pool:
         """Steps at a time."""
         return self._capacity.jobs
 
+    @property
+    def full(self) -> bool:
+        """Is there no room for anything, however small?"""
+        return len(self._taken) >= self._capacity.jobs
+
     def fits(self, claim: Claim) -> bool:
         taken = self._taken.values()
         if any(claim.licences & each.licences for each in taken):

@@ -36,27 +36,49 @@ class Output(NamedTuple):
 
 
 class Staging:
-    """The staging folders of one build, numbered. Invariant: nothing but them is below `root`."""
+    """The staging folders of one build, numbered. One that was emptied is used again: making
+    and removing thousands of folders takes longer than thousands of small steps.
+
+    Invariant: nothing but them is below `root`, and those in `_empty` are empty.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._count = 0
+        self._empty: list[str] = []
 
     def fresh(self, outputs: Iterable[str]) -> str:
         """An empty folder for one step, with the folders that its outputs lie in."""
-        self._count += 1
-        folder = f"{self._root}/{self._count}"
-        os.makedirs(folder)
+        if self._empty:
+            folder = self._empty.pop()
+        else:
+            self._count += 1
+            folder = f"{self._root}/{self._count}"
+            os.makedirs(folder)
         for path in outputs:
-            os.makedirs(os.path.dirname(f"{folder}/{path.rstrip('/')}"), exist_ok=True)
+            if "/" in path.rstrip("/"):
+                os.makedirs(os.path.dirname(f"{folder}/{path.rstrip('/')}"), exist_ok=True)
         return folder
 
+    def discard(self, folder: str) -> None:
+        """Remove all that is left in a folder of a step whose processes are gone."""
+        sweep(folder)
+        self._empty.append(folder)
 
-def sweep(root: str) -> None:
-    """Remove what a build that was killed has left below the folder of staging folders."""
-    if os.path.isdir(root):
-        for name in os.listdir(root):
-            remove_tree(f"{root}/{name}")
+    def close(self) -> None:
+        """Remove them all."""
+        sweep(self._root)
+        self._empty.clear()
+
+
+def sweep(folder: str) -> None:
+    """Remove everything in a folder, if it is there; a killed build leaves staging folders."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        remove_tree(f"{folder}/{name}")
 
 
 def remove_tree(path: str) -> None:

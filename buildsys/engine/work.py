@@ -124,8 +124,6 @@ class Work:
 
     def ended_only(self) -> list[tuple[str, bool]]:
         """After the executor was closed: commit what had ended, forget what had not."""
-        for running in self._running.values():
-            stage.remove_tree(running.staging)
         self._running.clear()
         outcomes: list[tuple[str, bool]] = []
         while self._digesting:
@@ -135,7 +133,9 @@ class Work:
         return outcomes
 
     def close(self) -> None:
+        """Nothing runs any more: leave no staging folder."""
         self._thread.shutdown(cancel_futures=True)
+        self._staging.close()
 
     def _take_events(self) -> list[tuple[str, bool]]:
         due = self._committer.due()
@@ -216,7 +216,7 @@ class Work:
         self._survey.expire()
         done, refused = self._committer.commit(self._changed)
         for finished in done:
-            self._in_flight.pop(finished.step)
+            self._staging.discard(self._in_flight.pop(finished.step).staging)
             self._survey.built(finished.step, finished.record)
             forget_kept(self._folder, finished.step)
             record = finished.record
@@ -232,8 +232,7 @@ class Work:
 
     def _fail(self, running: Running, error: str, ended: Ended | None) -> None:
         name = running.step.name
-        if os.path.isdir(running.staging):
-            stage.remove_tree(running.staging)
+        self._staging.discard(running.staging)
         failure = Failure(name, error, ended, self._folder.log(name))
         self.failures.append(failure)
         wall, memory = (ended.wall, ended.peak_memory) if ended is not None else (0.0, 0)
