@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from buildsys.engine.lock import BuildLock, describe_owner
+from buildsys.errors import QbuildError
+from tests.engine.shop import Shop
 
 HOLD = """
 import os, sys
@@ -107,6 +112,31 @@ def test_lock_file_that_was_replaced_meanwhile_is_not_held_by_accident(tmp_path:
     thread.join(10)
     assert os.path.samestat(os.fstat(second.fd), path.stat())
     second.release()
+
+
+@pytest.fixture
+def read_only(chain: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A built folder on a disk that takes no more files. (Tests may run as root, whom modes of
+    files do not stop.)"""
+
+    def refuse(self: BuildLock) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    chain.build()
+    monkeypatch.setattr(BuildLock, "acquire", refuse)
+    return chain
+
+
+def test_build_folder_on_a_read_only_disk_still_says_that_nothing_is_to_be_done(
+    read_only: Shop,
+) -> None:
+    assert read_only.build().outcome is None
+
+
+def test_build_folder_on_a_read_only_disk_says_what_it_cannot_do(read_only: Shop) -> None:
+    read_only.edit("b", text="X")
+    with pytest.raises(QbuildError, match="is read-only, and 2 steps must run"):
+        read_only.build()
 
 
 def test_owner_that_has_not_signed_yet(tmp_path: Path) -> None:
