@@ -54,7 +54,6 @@ def deploy(
         if task.dry_run:
             look(folder, device, files, keys, task, report)
             return 0
-        folder.make(())
         with DeviceLock(folder, lambda text: report.event("waiting", text)):
             with scripted(folder, device, files, keys) as (survey, everything):
                 put(folder, device, everything, keys, survey, task, report, stop)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-LOCK = """exec 9>>{own}/lock || exit 1
+LOCK = """umask 022; mkdir -p -- {root} && cd -- {root} && mkdir -p {own} || exit 1
+exec 9>>{own}/lock || exit 1
 if command -v flock >/dev/null 2>&1; then
     flock -n 9 9>&9 || {{ echo "busy $(cat {own}/owner 2>/dev/null)"; flock 9 9>&9 || exit 1; }}
 elif ! mkdir {own}/lock.held; then
@@ -36,7 +37,7 @@ cat >/dev/null 9>&9"""
 
 
 class DeviceLock:
-    """Held inside `with`. say: is told for whom it waits."""
+    """Held inside `with`, which creates the root. say: is told for whom it waits."""
 
     def __init__(self, folder: RemoteFolder, say: Callable[[str], None]) -> None:
         self._folder = folder
@@ -44,8 +45,8 @@ class DeviceLock:
         self._held: Started | None = None
 
     def __enter__(self) -> DeviceLock:
-        script = LOCK.format(own=OWN, owner=quoted(who()))
-        held = Started(self._folder.transport, self._folder.enter(script))
+        script = LOCK.format(own=OWN, owner=quoted(who()), root=quoted(self._folder.root))
+        held = Started(self._folder.transport, script)
         try:
             self._wait(held)
         except BaseException:

@@ -19,7 +19,7 @@ from buildsys.devices.progress import Report, amount
 from buildsys.devices.remote_folder import OWN, Entry, RemoteFolder, Survey
 
 # What the manifest, folders and the file system's own book-keeping may take.
-MARGIN = 4 << 20
+MARGIN = 1 << 20
 ATTEMPTS = 2
 
 

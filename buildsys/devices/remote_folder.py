@@ -140,8 +140,11 @@ class RemoteFolder:
         lines: "MODE SHA256 PATH". stale: caches that must be gone before anything new is seen.
         Returns the new entries.
         """
-        gone = " ".join(quoted(f"./{path}") for path in stale)
-        script = PLACE.format(own=OWN, gone=gone or "/dev/null/none", stat=quoted(STAT))
+        gone = " ".join(quoted(f"./{path}") for path in [*stale, f"{OWN}/none"])
+        changed = {line.split(" ", 2)[2].rpartition("/")[0] for line in lines}
+        changed |= {path.rpartition("/")[0] for path in stale}
+        folders = " ".join(quoted(f"./{folder}") for folder in sorted(changed))
+        script = PLACE.format(own=OWN, gone=gone, folders=folders, stat=quoted(STAT))
         said = self.call(script, lines, size=size, what="put the files in place")
         return dict(parse_stat(line) for line in said.splitlines() if "|" in line)
 
@@ -288,27 +291,35 @@ DIGEST = """set --
 while read -r path; do [ -f "./$path" ] && set -- "$@" "./$path"; done
 [ $# -eq 0 ] || sha256sum -- "$@" """
 
-PLACE = """lines=$(cat)
-harden() {{
-    if command -v fsync >/dev/null 2>&1; then fsync "$1"
-    else sync "$1" 2>/dev/null || sync; fi
-}}
+# toybox and busybox have fsync, coreutils' sync takes names; one of them is everywhere.
+HARDEN = """harden() {
+    if command -v fsync >/dev/null 2>&1; then fsync "$@"
+    else sync "$@" 2>/dev/null || sync; fi
+}
+"""
+
+PLACE = (
+    HARDEN.replace("{", "{{").replace("}", "}}")
+    + """lines=$(cat)
 # One content under two names: a part is moved once, so the others get copies of it.
 printf '%s\\n' "$lines" | while read -r mode part path; do
     [ -e {own}/$part.part ] || cp {own}/${{part%%-*}}.part {own}/$part.part || exit 1
     chmod "$mode" {own}/$part.part && harden {own}/$part.part || exit 1
 done || exit 1
-: > {own}/placing && rm -f -- {gone} && sync || exit 1
+: > {own}/placing && rm -f -- {gone} && harden {own} {folders} || exit 1
 printf '%s\\n' "$lines" | while read -r mode part path; do
     mv -f -- {own}/$part.part "./$path" || exit 1
 done || exit 1
-sync
+harden {folders} || exit 1
 printf '%s\\n' "$lines" | while read -r mode part path; do
     stat -c {stat} -- "./$path" || exit 1
 done"""
+)
 
-MANIFEST = """cat > {own}/manifest.new || exit 1
-if command -v fsync >/dev/null 2>&1; then fsync {own}/manifest.new; else sync; fi || exit 1
-mv -f {own}/manifest.new {own}/manifest.json && sync && rm -f {own}/placing"""
+MANIFEST = (
+    HARDEN.replace("{", "{{").replace("}", "}}")
+    + """cat > {own}/manifest.new && harden {own}/manifest.new || exit 1
+mv -f {own}/manifest.new {own}/manifest.json && harden {own} && rm -f {own}/placing"""
+)
 
 REMOVE = """while read -r path; do rm -f -- "./$path" || exit 1; done"""

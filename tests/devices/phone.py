@@ -13,7 +13,8 @@ from typing import Any
 from tests.devices import phone_namespace
 from tests.devices.packages import NoPackages, unpacked
 
-PROGRAM = Path(phone_namespace.__file__)
+REPOSITORY = Path(__file__).parents[2]
+UNSHARE = ("unshare", "-Urnmpf", "--kill-child")
 SERIAL = phone_namespace.GOOD
 
 
@@ -25,9 +26,7 @@ def why_no_namespaces() -> str | None:
     """Why this user may not make namespaces, or None."""
     if shutil.which("unshare") is None:
         return "there is no unshare here"
-    done = subprocess.run(
-        ["unshare", "-Urnmpf", "--kill-child", "true"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else f"no user namespaces: {done.stderr.strip()}"
 
 
@@ -45,9 +44,10 @@ class Phone:
         self.folder = folder
         self.root = folder / "root"
         log = (folder / "namespace.log").open("w")
+        program = [sys.executable, "-m", phone_namespace.__name__]
         self._process = subprocess.Popen(
-            ["unshare", "-Urnmpf", "--kill-child", sys.executable, str(PROGRAM), str(folder)]
-            + [str(self.packages)],
+            [*UNSHARE, *program, str(folder), str(self.packages)],
+            cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

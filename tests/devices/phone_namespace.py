@@ -1,6 +1,6 @@
 """What runs inside a phone's namespaces: adbd in its root, an adb server, and the cable between.
 
-Started by phone.py as `unshare -Urnmpf --kill-child python phone_namespace.py FOLDER PACKAGES`.
+Started by phone.py as `unshare -Urnmpf --kill-child python -m ... FOLDER PACKAGES`.
 Nothing here is reachable from outside but the server's UNIX socket. The cable is a TCP proxy that
 can be cut after a number of bytes. Commands are read from stdin, one JSON line each, and answered
 with one line; the end of stdin ends everything.
@@ -18,7 +18,10 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+
+from tests.devices.cable import Cable
 
 # Ports 5555 to 5585 are scanned by every server as those of emulators.
 ADBD, CABLE = 16601, 16602
@@ -43,7 +46,10 @@ def main() -> None:
     folder, packages = Path(sys.argv[1]), Path(sys.argv[2])
     raise_loopback()
     root = make_root(folder / "root", packages)
-    cable = Cable()
+    cable = Cable(CABLE, ADBD)
+    for port, talk in ((UNAUTHORIZED, demand_key), (SILENT, say_nothing)):
+        listener = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=pretend, args=(listener, talk), daemon=True).start()
     phone = Phone(folder, packages, root)
     phone.plug_in()
     print("ready", flush=True)
@@ -57,6 +63,10 @@ def obey(order: dict[str, object], cable: Cable, phone: Phone) -> object:
     match order:
         case {"cut_after": int(count)}:
             cable.cut_after(count)
+        case {"hold_after": int(count)}:
+            cable.hold_after(count)
+        case {"wait_until_held": _}:
+            cable.wait_until_held()
         case {"cut": _}:
             cable.cut()
         case {"mend": _}:
@@ -218,72 +228,7 @@ def listening(port: int) -> None:
         select.select([], [], [], 0.02)
 
 
-class Cable:
-    """A TCP proxy from CABLE to ADBD; cut, it drops every connection and takes no new one."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.left: int | None = None
-        self.whole = True
-        self.ends: list[socket.socket] = []
-        self.listener = socket.create_server(("127.0.0.1", CABLE))
-        threading.Thread(target=self._accept, daemon=True).start()
-        for port, talk in ((UNAUTHORIZED, demand_key), (SILENT, say_nothing)):
-            listener = socket.create_server(("127.0.0.1", port))
-            threading.Thread(target=pretend, args=(listener, talk), daemon=True).start()
-
-    def cut_after(self, count: int) -> None:
-        """Cut once `count` more bytes have gone to the phone."""
-        with self.lock:
-            self.left = count
-
-    def cut(self) -> None:
-        with self.lock:
-            self.whole, self.left = False, None
-            for end in self.ends:
-                end.shutdown(socket.SHUT_RDWR)
-            self.ends.clear()
-
-    def mend(self) -> None:
-        with self.lock:
-            self.whole = True
-
-    def _accept(self) -> None:
-        while True:
-            host, _ = self.listener.accept()
-            with self.lock:
-                if not self.whole:
-                    host.close()
-                    continue
-                phone = socket.create_connection(("127.0.0.1", ADBD))
-                self.ends += [host, phone]
-            threading.Thread(target=self._pass, args=(host, phone, True), daemon=True).start()
-            threading.Thread(target=self._pass, args=(phone, host, False), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        try:
-            while data := source.recv(1 << 18):
-                if counted and not self._allowed(len(data)):
-                    return
-                sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for end in (source, sink):
-                end.close()
-
-    def _allowed(self, count: int) -> bool:
-        with self.lock:
-            if self.left is None:
-                return True
-            self.left -= count
-            if self.left > 0:
-                return True
-        self.cut()
-        return False
-
-
-def pretend(listener: socket.socket, talk) -> None:
+def pretend(listener: socket.socket, talk: Callable[[socket.socket], None]) -> None:
     """A device that gets no further than its greeting."""
     kept = []
     while True:
