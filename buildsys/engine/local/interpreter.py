@@ -45,6 +45,9 @@ def base_environment(threads: int) -> dict[str, str]:
         "PATH": DEFAULT_PATH,
         "LC_ALL": "C.UTF-8",
         "PYTHONHASHSEED": "0",
+        # Threads that wait sleep: on a machine with other work, spinning ones take the core
+        # that the thread they wait for needs. Which thread sums what does not depend on it.
+        "OMP_WAIT_POLICY": "PASSIVE",
         **dict.fromkeys(THREAD_VARIABLES, count),
     }
 
