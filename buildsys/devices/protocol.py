@@ -142,7 +142,6 @@ def transfer(
     if decision.place:
         if options.replace_in_place:
             give_way(folder, decision, known)
-        folder.make(sorted({f.target.rpartition("/")[0] for f in decision.place} - {""}))
         meter = Meter(report, decision.bytes)
         for file in decision.send.values():
             send(folder, file, survey, meter, stop)
@@ -175,11 +174,9 @@ def send(
     have = survey.parts.get(sha256, 0)
     for _ in range(ATTEMPTS):
         meter.begin(file, have)
-        folder.send(file.path, sha256, meter.at, stop)
+        found = folder.send(file.path, sha256, meter.at, stop)
         if stop.is_set():
             raise Stopped(f"{folder.transport.name}: stopped; what is sent is kept")
-        meter.verifying(file)
-        found = folder.digests([part], size).get(part, "")
         if found == sha256:
             meter.done(file)
             return
@@ -241,13 +238,13 @@ class Meter:
         self.total = total
         self.before = 0  # bytes of the files before this one that had to be sent
         self.sent = 0
-        self._file = ""
+        self._file, self._size = "", 0
         self._offset: int | None = None
         self._began = time.monotonic()
 
     def begin(self, file: PushFile, have: int) -> None:
         self.before = self.sent
-        self._file = file.target
+        self._file, self._size = file.target, file.facts.size
         self._offset = have if have <= file.facts.size else 0
         facts = {"file": file.target, "size": file.facts.size, "from": self._offset}
         going_on = f", from {amount(self._offset)} on" if self._offset else ""
@@ -259,11 +256,10 @@ class Meter:
         if self._offset is None:
             self._offset = 0
         self.sent = self.before + offset - self._offset
+        if offset == self._size:
+            self.report.event("verifying", file=self._file)
         seconds = max(time.monotonic() - self._began, 1e-6)
         self.report.progress(self._file, self.sent, self.total, self.sent / seconds)
-
-    def verifying(self, file: PushFile) -> None:
-        self.report.event("verifying", file=file.target)
 
     def done(self, file: PushFile) -> None:
         sent = self.sent - self.before

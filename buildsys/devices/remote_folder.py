@@ -78,14 +78,8 @@ class RemoteFolder:
         said = call(self.transport, script, data, what="look at the device")
         return parse_survey(said.decode(errors="replace"))
 
-    def make(self, folders: Iterable[str]) -> None:
-        """Create the root and folders below it."""
-        wanted = " ".join(quoted(f"./{folder}") for folder in (OWN, *folders))
-        script = f"umask 022; mkdir -p -- {quoted(self.root)} && cd -- {quoted(self.root)} && "
-        call(self.transport, f"{script}mkdir -p -- {wanted}", what=f"create {self.root}")
-
-    def send(self, source: str, sha256: str, sent: Sent, stop: threading.Event) -> None:
-        """Append to the part what it lacks of the file `source`. Does not check it.
+    def send(self, source: str, sha256: str, sent: Sent, stop: threading.Event) -> str:
+        """Append to the part what it lacks of the file `source`; its sha256 as the device has it.
 
         Waits for an earlier sender of a killed qbuild to end; then the size is what it is.
         """
@@ -96,8 +90,6 @@ class RemoteFolder:
             offset = self._offset(started)
             with Path(source).open("rb") as file:
                 total = os.fstat(file.fileno()).st_size
-                if offset > total:
-                    raise DeviceError(f"{part} is longer than it should be", remedy="run it again")
                 pump(
                     file.fileno(),
                     started.stdin.fileno(),
@@ -106,15 +98,17 @@ class RemoteFolder:
                     progress.seeing(sent),
                     stop,
                 )
+            progress.expect(total / SLOWEST)
             started.close_input()
-            _, code = started.end(started.stdout.read())
-            if code:
-                said = started.error_text()
-                message = f"{self.transport.name}: cannot write {self.root}/{part}: {said}"
-                raise CommandFailed(message, code, said, remedy=room_for(said))
+            digest, code = started.end(started.stdout.read())
         finally:
             progress.end()
             started.close()
+        if code:
+            said = started.error_text()
+            message = f"{self.transport.name}: cannot write {self.root}/{part}: {said}"
+            raise CommandFailed(message, code, said, remedy=room_for(said))
+        return digest.decode(errors="replace").partition(" ")[0]
 
     def _offset(self, started: Started) -> int:
         line = started.stdout.readline()
@@ -141,9 +135,9 @@ class RemoteFolder:
         Returns the new entries.
         """
         gone = " ".join(quoted(f"./{path}") for path in [*stale, f"{OWN}/none"])
-        changed = {line.split(" ", 2)[2].rpartition("/")[0] for line in lines}
-        changed |= {path.rpartition("/")[0] for path in stale}
-        folders = " ".join(quoted(f"./{folder}") for folder in sorted(changed))
+        changed = [*(line.split(" ", 2)[2] for line in lines), *stale]
+        above = sorted({"", *(folder for path in changed for folder in parents(path))})
+        folders = " ".join(quoted(f"./{folder}") for folder in above)
         script = PLACE.format(own=OWN, gone=gone, folders=folders, stat=quoted(STAT))
         said = self.call(script, lines, size=size, what="put the files in place")
         return dict(parse_stat(line) for line in said.splitlines() if "|" in line)
@@ -163,6 +157,7 @@ class Watch:
     def __init__(self, kill: Callable[[], None]) -> None:
         self._kill = kill
         self._at = 0
+        self._more = 0.0
         self._over = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -173,12 +168,17 @@ class Watch:
 
         return seen
 
+    def expect(self, seconds: float) -> None:
+        """From now on nothing moves for this long, and that is as it should be."""
+        self._more = seconds
+        self._at += 1
+
     def end(self) -> None:
         self._over.set()
 
     def _look(self) -> None:
         before = -1
-        while not self._over.wait(STALLED):
+        while not self._over.wait(STALLED + self._more):
             if self._at == before:
                 self._kill()
                 return
@@ -285,7 +285,7 @@ SEND = """exec 8>>{own}/sending || exit 1
 if command -v flock >/dev/null 2>&1; then flock 8 8>&8 || exit 1; fi
 [ -e {part} ] || : > {part} || exit 1
 echo offset $(stat -c %s -- {part})
-cat 8>&8 >> {part}"""
+cat 8>&8 >> {part} && sha256sum -- {part}"""
 
 DIGEST = """set --
 while read -r path; do [ -f "./$path" ] && set -- "$@" "./$path"; done
@@ -301,6 +301,7 @@ HARDEN = """harden() {
 PLACE = (
     HARDEN.replace("{", "{{").replace("}", "}}")
     + """lines=$(cat)
+mkdir -p -- {folders} || exit 1
 # One content under two names: a part is moved once, so the others get copies of it.
 printf '%s\\n' "$lines" | while read -r mode part path; do
     [ -e {own}/$part.part ] || cp {own}/${{part%%-*}}.part {own}/$part.part || exit 1
