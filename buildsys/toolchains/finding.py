@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from buildsys.engine.key import distribution_versions, normal_name
 from buildsys.engine.stamps import hash_file
 from buildsys.toolchains.definitions import definition
+from buildsys.toolchains.versions import fits
 
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json
@@ -169,21 +170,6 @@ def _in_folder(
         return f"${variable} is {root}, and there is no {file or 'such folder'}"
     told = hash_file(inside) if os.path.isfile(inside) else None
     return Found({"root": os.path.abspath(root)}, {"file": file, "digest": told})
-
-
-def version_of(text: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: "1.1.0+aries2" -> (1, 1, 0)."""
-    numbers = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, numbers[0].split("."))) if numbers else ()
-
-
-def fits(version: str, versions: Mapping[str, str]) -> bool:
-    """Is it at least `from` and below `below`?"""
-    mine = version_of(version)
-    return not (
-        ("from" in versions and mine < version_of(str(versions["from"])))
-        or ("below" in versions and mine >= version_of(str(versions["below"])))
-    )
 
 
 def _wanted(versions: Mapping[str, str]) -> str:

@@ -66,7 +66,7 @@ def step(tmp_path: Path) -> Runner:
             name=name,
             inputs={key: as_inputs(key, given) for key, given in (inputs or {}).items()},
             options=complete(rule, options or {}),
-            outputs=outputs_of(rule, name, staging),
+            outputs=outputs_of(rule, name, staging, changes.get("outputs", {})),
             threads=rule.threads,
             device="cpu",
             environment=changes.get("environment", {}),
@@ -122,8 +122,9 @@ def complete(rule: Rule, options: Mapping[str, Json]) -> dict[str, Json]:
     return found
 
 
-def outputs_of(rule: Rule, name: str, staging: Path) -> dict[str, Path]:
-    outputs = {"out": staging / name}
+def outputs_of(rule: Rule, name: str, staging: Path, named: Mapping[str, str]) -> dict[str, Path]:
+    """The main output, those with a default name, and those that the recipe names."""
+    outputs = {"out": staging / name, **{key: staging / path for key, path in named.items()}}
     for key, spec in rule.outputs.items():
         if spec.default is not None:
             outputs[key] = staging / spec.default
