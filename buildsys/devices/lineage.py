@@ -66,7 +66,9 @@ def rotations(plan: Plan, done: Mapping[str, Json], step: str) -> set[str]:
 
 
 def written_rotation(path: str) -> str:
-    """The rotation that a .safetensors file says it was made with; "" for none."""
+    """The rotation that a .safetensors file or a config.json says it was made with; "" for none."""
+    if path.endswith("config.json"):
+        return _rotation_of_config(Path(path))
     if not path.endswith(".safetensors"):
         return ""
     with Path(path).open("rb") as file:
@@ -79,3 +81,13 @@ def written_rotation(path: str) -> str:
             return ""
     values = (metadata.get(key, "") for key in METADATA)
     return next((value for value in values if value and value != "none"), "")
+
+
+def _rotation_of_config(path: Path) -> str:
+    """What rule mobilint-config wrote down."""
+    try:
+        content = json.loads(path.read_bytes())
+        written = content["qbuild"][ROTATION]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return written if isinstance(written, str) else ""

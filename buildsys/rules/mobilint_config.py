@@ -3,11 +3,13 @@
 The edits are those of the vendor's tutorial (get_config.py): where the mxq files are, and the
 client's names for architecture and model type. `core_mode` is an edit of the client's later
 versions: an mxq compiled with inference_scheme "all" is refused where it is left to "auto".
+The digest of the rotation that the mxq was made with is written down as well: the client leaves
+it alone, and deploying compares it with that of the embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,9 @@ _BARE_NAME = {"type": ["string", "null"], "pattern": "^[^/\\\\]+$", "default": N
 
 
 def check(step: Step, plan: Plan) -> Iterable[Problem]:
-    """Each mxq is given once: as an input, or as a bare file name."""
+    """Each mxq is given once: as an input, or as a bare file name; both are of one rotation,
+    and run in the mode that is written down."""
+    makers = {part: _maker(step, plan, part) for part in PARTS}
     for part in PARTS:
         if bool(step.inputs.get(part)) == bool(step.options.get(part)):
             yield Problem(
@@ -32,6 +36,49 @@ def check(step: Step, plan: Plan) -> Iterable[Problem]:
                 f"Give it as input `{part}` or, as a bare file name, as option `{part}`.",
                 option=part if step.options.get(part) else None,
             )
+        maker = makers[part]
+        if maker is not None:
+            yield from _wrong_mode(step, part, maker)
+    if makers["text"] is not None and makers["vision"] is not None:
+        yield from _two_rotations(step, makers["text"], makers["vision"])
+
+
+def _maker(step: Step, plan: Plan, part: str) -> Step | None:
+    """The mxq step behind an input; None where something else made it."""
+    names = [plan.producer.get(ref.name, "") for ref in step.inputs.get(part, ())]
+    found = plan.steps.get(names[0]) if names else None
+    return found if found is not None and found.rule == "mxq" else None
+
+
+def _wrong_mode(step: Step, part: str, maker: Step) -> Iterator[Problem]:
+    """An mxq that was compiled for one mode runs in no other."""
+    mode = _mode(step.options, part)
+    scheme = maker.options.get("inference_scheme")
+    regulus = str(maker.options.get("target_device", "")).startswith("regulus")
+    scheme = "single" if scheme is None and regulus else scheme
+    if scheme not in (None, "all") and mode not in (scheme, "auto", None):
+        option = "vision_core_mode" if part == "vision" else "core_mode"
+        message = f"{maker.name} is compiled for '{scheme}' alone, and is to run as '{mode}'"
+        yield Problem(message, f"Give `{option}: {scheme}`.", option=option)
+
+
+def _two_rotations(step: Step, text: Step, vision: Step) -> Iterator[Problem]:
+    """The vision encoder's head must be turned by the language model's rotation."""
+    own = text.outputs.get("rotation")
+    given = [ref.name for ref in vision.inputs.get("rotation", ())]
+    if own is not None and given and given != [own]:
+        message = f"{vision.name} is made with {given[0]}, and {text.name} with its own {own}"
+        yield Problem(message, f"Give {vision.name} the rotation {own}.", input="vision")
+    recorded = [ref.name for ref in step.inputs.get("rotation", ())]
+    if own is not None and recorded and recorded != [own]:
+        message = f"{recorded[0]} is not the rotation of {text.name}, which is {own}"
+        yield Problem(message, f"Give {own}.", input="rotation")
+
+
+def _mode(options: Mapping[str, Any], part: str) -> str | None:
+    own = options.get("vision_core_mode") if part == "vision" else None
+    mode: str | None = own or options.get("core_mode")
+    return mode
 
 
 RULE = Rule(
@@ -43,14 +90,30 @@ RULE = Rule(
         ),
         "text": InputSpec("The language model's mxq.", required=False),
         "vision": InputSpec("The vision encoder's mxq.", required=False),
+        "rotation": InputSpec(
+            "The language mxq's rotation: its digest is written down.", required=False
+        ),
     },
     options={
         "text": {**_BARE_NAME, "description": "File name of the language mxq beside the config."},
         "vision": {**_BARE_NAME, "description": "File name of the vision mxq beside the config."},
         "core_mode": {
             "enum": [None, *MODES],
+            "default": "global8",
+            "description": "How the NPU's cores share the work: what the mxq is compiled for, "
+            "or any where that is all. null leaves it to the client, which then refuses the "
+            "latter.",
+        },
+        "vision_core_mode": {
+            "enum": [None, *MODES],
             "default": None,
-            "description": "How the NPU's cores share the work; null leaves it to the client.",
+            "description": "The same for the vision encoder; null: as core_mode.",
+        },
+        "target_cores": {
+            "type": ["array", "null"],
+            "items": {"type": "string", "pattern": "^[0-9]+:[0-9]+$"},
+            "default": None,
+            "description": "cluster:core for the mode single; null leaves it to the client.",
         },
     },
     check=check,
@@ -73,18 +136,33 @@ def make(step: StepContext) -> None:
         {**config.fields, "vision_config": {**config.section("vision_config").fields}},
         text=_mxq(step, "text"),
         vision=_mxq(step, "vision"),
-        core_mode=step.options["core_mode"],
+        fields=_fields(step.options, "text"),
+        vision_fields=_fields(step.options, "vision"),
     )
+    rotation = step.maybe("rotation")
+    if rotation is not None:
+        edited["qbuild"] = {"rotation": rotation.digest}
+        step.note("rotation", {"digest": rotation.digest})
     step.out.write_text(json.dumps(edited, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def _fields(options: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What the client reads of one part's cores."""
+    found = {"core_mode": _mode(options, part), "target_cores": options["target_cores"]}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def edit(
-    config: dict[str, Any], *, text: str, vision: str, core_mode: str | None
+    config: dict[str, Any],
+    *,
+    text: str,
+    vision: str,
+    fields: Mapping[str, Any],
+    vision_fields: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The config with the client's fields; `text` and `vision` are file names beside it."""
     if text == vision:
         raise StepError(f"both mxq files are called {text!r}; the client finds them by name")
-    modes = {} if core_mode is None else {"core_mode": core_mode}
     length = {"max_position_embeddings": CONTEXT, "sliding_window": CONTEXT}
     edited = {
         **config,
@@ -93,8 +171,8 @@ def edit(
         **length,
         "tie_word_embeddings": True,
         "mxq_path": text,
-        "vision_config": {**config["vision_config"], "mxq_path": vision, **modes},
-        **modes,
+        "vision_config": {**config["vision_config"], "mxq_path": vision, **vision_fields},
+        **fields,
     }
     if isinstance(config.get("text_config"), dict):
         # transformers 5 nests the language model's fields, and reads them there.

@@ -27,9 +27,10 @@ RULE = Rule(
     options={
         "embedding_key": {
             "enum": ["model.embed_tokens.weight", "model.language_model.embed_tokens.weight"],
-            "default": "model.embed_tokens.weight",
-            "description": "Name of the tensor. The client under transformers 5 finds the second "
-            "one only; under transformers 4 it finds both.",
+            "default": "model.language_model.embed_tokens.weight",
+            "description": "Name of the tensor. The client finds the default under transformers 4 "
+            "and 5. The vendor's script writes the other, which the client under transformers 5 "
+            "does not find: it then answers from a random embedding, and says nothing.",
         }
     },
     distributions=("torch",),

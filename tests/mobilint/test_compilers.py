@@ -187,7 +187,7 @@ def test_a_model_whose_weights_are_lost_on_loading_is_refused(qwen2vl_folder: Pa
     class Renamed(Qwen2VLForConditionalGeneration):
         pass
 
-    with pytest.raises(SystemExit, match="did not load 2[0-9] weights into Renamed"):
+    with pytest.raises(SystemExit, match=r"did not load 2\d weights into Renamed"):
         mblt_call.loaded(Renamed, str(qwen2vl_folder))
     whole = mblt_call.loaded(Qwen2VLForConditionalGeneration, str(qwen2vl_folder))
     assert whole.num_parameters() > 0

@@ -13,6 +13,7 @@ from buildsys.errors import Location, StepError
 from buildsys.formats.errors import FormatError
 from buildsys.plan.graph import Plan, Ref, Step
 from buildsys.rules.mobilint_config import check
+from buildsys.rules.spec import Input
 
 CLASSIC: dict[str, Any] = {
     "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -37,7 +38,8 @@ def test_edits_are_the_tutorials(make: Callable[..., Any], tmp_path: Path):
         "text": tmp_path / "Q_text_model.mxq",
         "vision": tmp_path / "Q_vision_transformer.mxq",
     }
-    text = make("mobilint-config", "mxq/config.json", inputs).out.read_text(encoding="utf-8")
+    made = make("mobilint-config", "mxq/config.json", inputs, {"core_mode": None})
+    text = made.out.read_text(encoding="utf-8")
     expected = json.loads(json.dumps(CLASSIC))
     expected["mxq_path"] = "Q_text_model.mxq"
     expected["vision_config"]["mxq_path"] = "Q_vision_transformer.mxq"
@@ -53,6 +55,76 @@ def test_core_mode_is_written_for_both_parts(make: Callable[..., Any], tmp_path:
     config = json.loads(made.out.read_text(encoding="utf-8"))
     assert config["core_mode"] == config["vision_config"]["core_mode"] == "global8"
     assert (config["mxq_path"], config["vision_config"]["mxq_path"]) == ("t.mxq", "v.mxq")
+
+
+def test_parts_may_run_in_modes_of_their_own(make: Callable[..., Any], tmp_path: Path):
+    options = {
+        "text": "t.mxq",
+        "vision": "v.mxq",
+        "core_mode": "single",
+        "vision_core_mode": "multi",
+        "target_cores": ["0:0"],
+    }
+    made = make("mobilint-config", "config.json", {"model": model(tmp_path, CLASSIC)}, options)
+    config = json.loads(made.out.read_text(encoding="utf-8"))
+    assert (config["core_mode"], config["vision_config"]["core_mode"]) == ("single", "multi")
+    assert config["target_cores"] == config["vision_config"]["target_cores"] == ["0:0"]
+
+
+def test_the_rotations_digest_is_written_down(make: Callable[..., Any], tmp_path: Path):
+    rotation = Input("global_rotation.pth", "artifact", {"path": tmp_path / "r"}, "1234")
+    inputs = {"model": model(tmp_path, CLASSIC), "rotation": rotation}
+    made = make("mobilint-config", "config.json", inputs, {"text": "t.mxq", "vision": "v.mxq"})
+    assert json.loads(made.out.read_text(encoding="utf-8"))["qbuild"] == {"rotation": "1234"}
+    assert made.notes["rotation"] == {"digest": "1234"}
+
+
+def mxq(name: str, outputs: dict[str, str], rotation: str | None, **options: Any) -> Step:
+    inputs = {} if rotation is None else {"rotation": (Ref("artifact", rotation),)}
+    return Step(
+        name, "mxq", inputs, options, {"out": name, **outputs},
+        False, False, (), 1, {}, None, None, {}, Location("r", 1, 1),
+    )  # fmt: skip
+
+
+def problems(text: Step, vision: Step, recorded: str = "R", **options: Any) -> list[str]:
+    inputs = {
+        "text": (Ref("artifact", text.name),),
+        "vision": (Ref("artifact", vision.name),),
+        "rotation": (Ref("artifact", recorded),),
+    }
+    step = Step(
+        "c.json", "mobilint-config", inputs, {"core_mode": "global8", **options},
+        {"out": "c.json"}, False, False, (), 1, {}, None, None, {}, Location("r", 1, 1),
+    )  # fmt: skip
+    steps = {each.name: each for each in (text, vision, step)}
+    producer = {path: each.name for each in steps.values() for path in each.outputs.values()}
+    plan = Plan("r", "r", {}, {}, steps, producer, (), {})
+    return [problem.message for problem in check(step, plan)]
+
+
+def test_a_vision_encoder_of_another_rotation_is_refused_before_anything_runs():
+    text = mxq("t.mxq", {"rotation": "R"}, None)
+    assert problems(text, mxq("v.mxq", {}, "R")) == []
+    assert problems(text, mxq("v.mxq", {}, "old.pth")) == [
+        "v.mxq is made with old.pth, and t.mxq with its own R"
+    ]
+    assert problems(text, mxq("v.mxq", {}, "R"), recorded="old.pth") == [
+        "old.pth is not the rotation of t.mxq, which is R"
+    ]
+
+
+def test_a_mode_that_an_mxq_is_not_compiled_for_is_refused():
+    text = mxq("t.mxq", {"rotation": "R"}, None, inference_scheme="single")
+    vision = mxq("v.mxq", {}, "R", inference_scheme="all")
+    assert problems(text, vision) == [
+        "t.mxq is compiled for 'single' alone, and is to run as 'global8'"
+    ]
+    assert problems(text, vision, core_mode="single") == []
+    regulus = mxq("v.mxq", {}, "R", target_device="regulus-ra")
+    assert problems(text, regulus, core_mode="single", vision_core_mode="multi") == [
+        "v.mxq is compiled for 'single' alone, and is to run as 'multi'"
+    ]
 
 
 def test_nested_text_fields_are_edited_where_they_are_read(
