@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import add_folder_words, project_of
@@ -44,7 +45,7 @@ def answer(project: Project, scene: Scene, name: str) -> dict[str, Json]:
     """What is known about one step. causes: for a step that cannot be told yet, the steps
     before it that are stale themselves, with their reasons."""
     verdict = scene.survey.verdicts[name]
-    record = scene.entries.done.get(name) or {}
+    record: Mapping[str, Json] = scene.entries.done.get(name) or {}
     causes = causes_of(project, scene, name) if verdict.state == "unsure" else {}
     return {
         "artifact": name,
@@ -73,7 +74,7 @@ def lines(answer: dict[str, Json]) -> list[str]:
     if state == "fresh":
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer["built"]))
         said = [f"{name} is up to date (built {when})"]
-        return said + [f"  it was built because: {each}" for each in answer["last_built_because"]]
+        return said + [f"  the reason then: {each}" for each in answer["last_built_because"]]
     word = {"stale": "would be built", "unsure": "may be built", "skipped": "is skipped"}[state]
     said = [f"{name} {word}:", *(f"  {reason}" for reason in reasons)]
     for cause, given in answer["causes"].items():

@@ -1,6 +1,7 @@
 """The journal of a build folder: what was made, from what. The only truth about a build.
 
-One JSON object a line, with a checksum before it, only ever appended to:
+One line per event, only ever appended to: a checksum, a JSON object with what decides whether
+a step is stale, and after a tab another with what people ask for, which few runs read.
 
     intent   outputs of a step are about to be put in place
     done     they are; the step's action key with its parts, and the digests of its outputs
@@ -26,10 +27,37 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CHECKSUM = 8  # hexadecimal digits, then a space
+DECIDING = frozenset(
+    {"v", "kind", "step", "fixed", "lookups", "inputs", "outputs", "wall", "memory", "at"}
+)
 
 
 class JournalError(QbuildError):
     """The journal was written by a newer qbuild, or cannot be written."""
+
+
+class Line(dict[str, "Json"]):
+    """One line. What stands after the tab is parsed when it is first asked for."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self, content: Mapping[str, Json], rest: bytes = b"") -> None:
+        super().__init__(content)
+        self._rest = rest
+
+    def __missing__(self, name: str) -> Json:
+        if not self._rest:
+            raise KeyError(name)
+        self.update(json.loads(self._rest))
+        self._rest = b""
+        return self[name]
+
+    def get(self, name: str, default: Json = None) -> Json:
+        """As a dictionary's, of the whole line."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 class Entries(NamedTuple):
@@ -40,14 +68,19 @@ class Entries(NamedTuple):
     left out. whole: bytes up to that end.
     """
 
-    done: dict[str, Json]
-    open: dict[str, Json]
+    done: dict[str, Line]
+    open: dict[str, Line]
     damaged: tuple[int, ...]
     whole: int
 
 
 def encode(line: Mapping[str, Json]) -> bytes:
-    text = json.dumps({"v": VERSION, **line}, separators=(",", ":")).encode()
+    """A line's bytes; no tab or newline stands in JSON but as an escape."""
+    deciding = {name: value for name, value in line.items() if name in DECIDING}
+    rest = {name: value for name, value in line.items() if name not in DECIDING}
+    text = json.dumps({"v": VERSION, **deciding}, separators=(",", ":")).encode()
+    if rest:
+        text += b"\t" + json.dumps(rest, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -75,17 +108,19 @@ def parse(data: bytes, path: str) -> Entries:
         good.pop()
     damaged = tuple(number for number, each in enumerate(good, 1) if not each)
     texts = [line[CHECKSUM + 1 :] for line, each in zip(lines, good, strict=True) if each]
-    done: dict[str, Json] = {}
-    interrupted: dict[str, Json] = {}
+    halves = [text.partition(b"\t") for text in texts]
+    done: dict[str, Line] = {}
+    interrupted: dict[str, Line] = {}
     # One call for all lines: equal keys become one object, which halves time and memory.
-    for line in json.loads(b"[%s]" % b",".join(texts)):
-        if line["v"] != VERSION:
+    contents = json.loads(b"[%s]" % b",".join([head for head, _, _ in halves]))
+    for content, (_, _, rest) in zip(contents, halves, strict=True):
+        if content["v"] != VERSION:
             raise JournalError(
-                f"{path} was written by another version of qbuild (journal version {line['v']}; "
-                f"this one knows {VERSION})",
+                f"{path} was written by another version of qbuild (journal version "
+                f"{content['v']}; this one knows {VERSION})",
                 remedy="use that version, or begin anew with `qbuild clean --all`",
             )
-        _apply(line, done, interrupted)
+        _apply(Line(content, rest), done, interrupted)
     return Entries(done, interrupted, damaged, len(data) - torn)
 
 
@@ -96,7 +131,7 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _apply(line: Json, done: dict[str, Json], interrupted: dict[str, Json]) -> None:
+def _apply(line: Line, done: dict[str, Line], interrupted: dict[str, Line]) -> None:
     step, kind = line["step"], line["kind"]
     interrupted.pop(step, None)
     if kind == "done":

@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from buildsys.engine.digest import UnfitContent, artifact_digest, source_entries
+from buildsys.engine.journal import Entries, Line
 from buildsys.engine.key import Reason, differences, fixed_parts, key_digest, normal_name
 
 if TYPE_CHECKING:
     from buildsys.engine.blueprint import Blueprint, RuleFacts
     from buildsys.engine.code import RuleCode
-    from buildsys.engine.journal import Entries
     from buildsys.engine.stamps import Stamps
     from buildsys.plan.graph import Json, Ref, Step
 
@@ -78,7 +78,7 @@ class Survey:
         self._machine = machine
         self._forced = set(forced)
         self._sources: dict[tuple[str, tuple[str, ...]], list[list[str | None]]] = {}
-        self._looked_up: dict[str, dict[str, Json]] = {}
+        self._looked_up: dict[str, tuple[dict[str, Json], str]] = {}
         self._versions: Mapping[str, str] | None = None
 
     def judge(self, name: str) -> Verdict:
@@ -98,9 +98,9 @@ class Survey:
                 self.digests.pop(path, None)
         return verdict
 
-    def built(self, name: str, record: Json) -> None:
+    def built(self, name: str, record: Mapping[str, Json]) -> None:
         """A step was made and committed: what the journal now says of it."""
-        self.entries.done[name] = record
+        self.entries.done[name] = Line(record)
         self.entries.open.pop(name, None)
         self._forced.discard(name)
         self.verdicts[name] = FRESH
@@ -119,7 +119,7 @@ class Survey:
         facts = self.blueprint.rules[step.rule]
         fixed = fixed_parts(step, self.plan, facts.templates)
         inputs, _ = self._inputs(step, facts)
-        return {**fixed, "inputs": inputs, **self._lookups(step, facts)}
+        return {**fixed, "inputs": inputs, **self._lookups(step, facts)[0]}
 
     def changed_since(self, step: Step, parts: Mapping[str, Json]) -> list[Reason]:
         """What of the parts that a step ran with is no longer so (see `expire`)."""
@@ -173,17 +173,16 @@ class Survey:
         if record is None:
             return [Reason("never built")]
         facts = self.blueprint.rules[step.rule]
-        old = record["parts"]
         reasons: list[Reason] = []
         if record["fixed"] != self.blueprint.fixed[step.name]:
-            new = fixed_parts(step, self.plan, facts.templates)
-            reasons += differences({name: old.get(name) for name in new}, new)
-        looked_up = self._lookups(step, facts)
-        if any(old.get(name) != value for name, value in looked_up.items()):
-            reasons += differences({name: old.get(name) for name in looked_up}, looked_up)
+            reasons += _differences(record, fixed_parts(step, self.plan, facts.templates))
+        looked_up, digest = self._lookups(step, facts)
+        if record["lookups"] != digest:
+            reasons += _differences(record, looked_up)
         inputs, complete = self._inputs(step, facts)
-        if old["inputs"] != inputs:
-            known = old["inputs"] if complete else self._without_unsettled(step, old["inputs"])
+        if record["inputs"] != inputs:
+            before = record["inputs"]
+            known = before if complete else self._without_unsettled(step, before)
             reasons += differences({"inputs": known}, {"inputs": inputs})
         return reasons
 
@@ -250,15 +249,17 @@ class Survey:
             self._sources[name, parts] = source_entries(self._stamps, source, parts)
         return self._sources[name, parts]
 
-    def _lookups(self, step: Step, facts: RuleFacts) -> dict[str, Json]:
-        """The parts that neither plan nor inputs decide; the same for all steps of a rule but
-        for templates and toolchains."""
+    def _lookups(self, step: Step, facts: RuleFacts) -> tuple[dict[str, Json], str]:
+        """The parts that neither plan nor inputs decide, and their digest; the same for all
+        steps of a rule but for templates and toolchains."""
         if step.rule not in self._looked_up:
-            self._looked_up[step.rule] = self._rule_lookups(facts)
+            parts = self._rule_lookups(facts)
+            self._looked_up[step.rule] = (parts, key_digest(parts))
         found = self._looked_up[step.rule]
         if not facts.templates and step.toolchain is None:
             return found
-        return {**found, **self._step_lookups(step, facts)}
+        parts = {**found[0], **self._step_lookups(step, facts)}
+        return parts, key_digest(parts)
 
     def _rule_lookups(self, facts: RuleFacts) -> dict[str, Json]:
         if self._versions is None:
@@ -282,6 +283,14 @@ class Survey:
         return {"templates": templates, "toolchain": fingerprint}
 
 
+LOOKED_UP = ("code", "versions", "templates", "toolchain", "isa")
+
+
+def _differences(record: Mapping[str, Json], new: Mapping[str, Json]) -> list[Reason]:
+    old = record["parts"]
+    return list(differences({name: old.get(name) for name in new}, new))
+
+
 def record_of(
     fixed: str, parts: Mapping[str, Json], reasons: tuple[Reason, ...]
 ) -> dict[str, Json]:
@@ -289,6 +298,8 @@ def record_of(
     return {
         "key": key_digest(parts),
         "fixed": fixed,
-        "parts": dict(parts),
+        "lookups": key_digest({name: parts[name] for name in LOOKED_UP}),
+        "inputs": parts["inputs"],
+        "parts": {name: value for name, value in parts.items() if name != "inputs"},
         "why": [str(reason) for reason in reasons],
     }

@@ -126,7 +126,7 @@ class Stamps:
 
     def _digest(self, name: str, stamp: Stamp) -> str:
         known = self._known.get(name)
-        if known is not None and tuple(known[:5]) == stamp:
+        if known is not None and known[:5] == list(stamp):
             digest: str = known[5]
             return digest
         began = self._clock_ns()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import zlib
@@ -135,7 +134,7 @@ def test_journal_cut_at_every_byte_of_its_last_line(pair: Shop) -> None:
     path = pair.build_root / ".qbuild/journal"
     whole = path.read_bytes()
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
-    assert json.loads(whole[last + 9 :])["kind"] == "done"
+    assert b'"kind":"done"' in whole[last:]
     for length in range(last, len(whole)):
         path.write_bytes(whole[:length])
         entries = read_journal(str(path))
@@ -333,7 +332,7 @@ def test_damage_in_the_middle_costs_that_step_and_is_reported_once(chain: Shop) 
     path = chain.build_root / ".qbuild/journal"
     lines = path.read_bytes().splitlines(keepends=True)
     number = next(n for n, line in enumerate(lines) if b'"done","step":"a"' in line)
-    lines[number] = lines[number].replace(b"one", b"0ne").replace(b'"wall"', b'"well"')
+    lines[number] = lines[number].replace(b'"wall"', b'"well"')
     path.write_bytes(b"".join(lines))
     built = chain.build()
     assert built.said[0] == (
