@@ -47,10 +47,9 @@ def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
 
 
 def positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise ValueError(word)
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a number of 1 or more")
+    return int(word)
 
 
 def run(args: argparse.Namespace) -> int:

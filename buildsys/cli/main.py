@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 usage, 3 missing, 130)."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words and words[0] in VERBS else None
-    args = make_parser(verb).parse_args(words)
+    args = parse(make_parser(verb), words)
     try:
         code: int = importlib.import_module(f"buildsys.cli.{args.verb}").run(args)
     except KeyboardInterrupt:
@@ -87,6 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code if isinstance(error, QbuildError) else QbuildError.exit_code
     return code
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments. Targets may stand after options too, where argparse stops looking."""
+    args, rest = parser.parse_known_args(words)
+    targets = getattr(args, "words", None)
+    if rest and (not isinstance(targets, list) or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if isinstance(targets, list):
+        targets += rest
+    return args
 
 
 def read_defines(words: Sequence[str]) -> dict[str, str]:

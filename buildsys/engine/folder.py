@@ -119,7 +119,7 @@ def last_recipe(build_dir: str | None) -> str | None:
         return None
     latest = max(built, key=lambda each: os.stat(each.own("lock")).st_mtime_ns)
     made = read_made(latest)
-    return made.recipe if made is not None and os.path.isfile(made.recipe) else None
+    return shown(made.recipe) if made is not None and os.path.isfile(made.recipe) else None
 
 
 def shown(path: str) -> str:

@@ -68,7 +68,8 @@ def open_project(word: str | None, given: Mapping[str, str], build_dir: str | No
                 raise
             continue
         found = drawing.read_cache(folder.own("plan"), recipe, defines)
-        if found is not None:
+        # A recipe may also have been built with --build-dir: then that must be said again.
+        if found is not None and (build_dir is not None or folder == folder_named(found.plan.name)):
             return Project(recipe, defines, folder, found, ())
         if build_dir is not None:
             return Project(recipe, defines, folder, *drawing.load(recipe, defines))

@@ -128,7 +128,8 @@ def choices(node: Table, kind: str) -> tuple[Json, ...]:
 
 
 def checked(variable: Variable, value: Json) -> Json:
-    """A default that has the declared type; a path becomes absolute, from its file's folder."""
+    """A default that has the declared type; a path, and a model that is a folder, become
+    absolute, from their file's folder."""
     if variable.type is None or value is None:
         return value
     assert variable.default is not None
@@ -145,7 +146,11 @@ def checked(variable: Variable, value: Json) -> Json:
         raise RecipeError(
             f"variable '{variable.name}' must be {expected}, not {value!r}", location=where
         )
-    return absolute(str(value), folder_of(where.file)) if variable.type == "path" else value
+    folder = absolute(str(value), folder_of(where.file))
+    if variable.type == "model":
+        # Seen from the file that names it, which need not be the one with the source.
+        return folder if value.startswith((".", "~", "/")) or is_folder(folder) else value
+    return folder if variable.type == "path" else value
 
 
 def find(declared: Mapping[str, Variable], name: str) -> Variable:

@@ -297,3 +297,37 @@ def test_many_jobs_make_the_same_bytes(qbuild: Qbuild, project: Path) -> None:
     qbuild("all", "tiny.yaml", "-j", "1", "--build-dir", "one")
     qbuild("all", "tiny.yaml", "-j", "8", "--build-dir", "eight")
     assert artifacts(project / "one") == artifacts(project / "eight")
+
+
+def test_targets_may_stand_after_options(qbuild: Qbuild) -> None:
+    done = qbuild("build", "tiny.yaml", "-D", "word=other", "b", "-j", "1", "a")
+    assert (done.returncode, done.stdout) == (0, "built 2\n")
+    wrong = qbuild("build", "tiny.yaml", "-j", "1", "b", "--nonsense")
+    assert wrong.returncode == 2
+    assert "unrecognized arguments: b --nonsense" in wrong.stderr
+
+
+def test_a_folder_of_build_dir_never_stands_in_for_the_recipes_own(
+    qbuild: Qbuild, project: Path
+) -> None:
+    qbuild("all", "tiny.yaml")
+    qbuild("all", "tiny.yaml", "--build-dir", "build/other", "-D", "word=other")
+    # The plan that the recipe's own folder remembers no longer holds; the other's still does.
+    (project / "build/tiny/.qbuild/plan").write_text("")
+    done = qbuild("all", "tiny.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (0, UP_TO_DATE, "")
+    status = qbuild("status", "--build-dir", "build/other")
+    assert "using -D word=other" in status.stderr
+
+
+def test_a_mistake_in_the_recipe_of_the_last_build_is_shown_with_its_path_from_here(
+    qbuild: Qbuild, project: Path
+) -> None:
+    qbuild("build", "tiny.yaml", "a")
+    edit(project, "name: tiny", "nam: tiny")
+    for verb in ("check", "status"):
+        done = qbuild(verb)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (
+            2,
+            "tiny.yaml:2:1: error: unknown key 'nam'",
+        )

@@ -94,6 +94,12 @@ def test_paths_are_relative_to_where_they_are_written(
     assert given["data"] == str(tmp_path.parent / "y")
     assert given["model"] == str(tmp_path / "m")
     assert values(text, model="other")["model"] == "other"
+    # A default is seen from the recipe that names it, also where that one extends another.
+    (tmp_path / "rec" / "m").mkdir(parents=True)
+    assert values(text)["model"] == str(tmp_path / "rec" / "m")
+    assert values("  model: {type: model, default: ../m}\n")["model"] == str(tmp_path / "m")
+    hub = "  model: {type: model, default: org/name}\n"
+    assert values(hub)["model"] == "org/name"
 
 
 @pytest.mark.parametrize(
