@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,20 +13,18 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from training.batches import CELL_CLASSES, Batch, Sampler
 from training.forward import encode_pictures, label_logits, labels_of
-from training.questions import FIRST_KINDS, TRAINING_KINDS
+from training.questions import TRAINING_KINDS
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Sizes and rates of a training run."""
 
-    steps: int = 2200
+    steps: int = 1900
     warm_up: int = 100
     pictures: int = 16
     kinds: tuple[str, ...] = TRAINING_KINDS
-    first_kinds: tuple[str, ...] = FIRST_KINDS
-    first_steps: int = 400
-    text_every: int = 3
+    text_every: int = 4
     text_windows: int = 2
     text_length: int = 512
     text_weight: float = 0.5
@@ -81,42 +80,97 @@ def _probe_loss(probe: nn.Module, features: torch.Tensor, cells: torch.Tensor) -
     return torch.stack(losses).mean()
 
 
+@dataclass
+class _Run:
+    """All that a run is made of, so that a killed one goes on where its checkpoint left it."""
+
+    model: Qwen2VLForConditionalGeneration
+    probe: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    sampler: Sampler
+    step: int = 0
+    earlier_minutes: float = 0.0
+
+    def minutes(self) -> float:
+        """CPU-minutes spent on this run, by this process and by those before it."""
+        return self.earlier_minutes + time.process_time() / 60
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; the file is replaced at once."""
+        staged = path.with_suffix(".part")
+        state = {
+            "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.sampler.rng.bit_generator.state,
+            "step": self.step,
+            "minutes": self.minutes(),
+        }
+        torch.save(state, staged)
+        staged.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.probe.load_state_dict(state["probe"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.sampler.rng.bit_generator.state = state["generator"]
+        self.step, self.earlier_minutes = state["step"], state["minutes"]
+
+
 def fit(
     model: Qwen2VLForConditionalGeneration,
     sampler: Sampler,
     schedule: Schedule,
+    checkpoint: Path,
     report: Callable[[int, str], None],
-) -> None:
-    """Train in place; `report` is called every 50 steps with the step and a line of figures."""
+) -> float:
+    """Train in place, from `checkpoint` on where there is one; returns CPU-minutes spent.
+
+    `report` is called every 50 steps with the step and a line of figures; the checkpoint is
+    written as often.
+    """
     probe = nn.Linear(model.config.text_config.hidden_size, sum(CELL_CLASSES))
     optimizers = make_optimizers(model, probe, schedule)
-    full_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    run = _Run(model, probe, optimizers, sampler)
+    if checkpoint.exists():
+        run.load(checkpoint)
     weights = [p for p in model.parameters() if p.requires_grad]
     seen = torch.zeros(3)
-    for step in range(schedule.steps):
-        for optimizer, rates in zip(optimizers, full_rates, strict=True):
+    for step in range(run.step, schedule.steps):
+        for optimizer, rates in zip(optimizers, base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule.rate(step)
-        kinds = schedule.first_kinds if step < schedule.first_steps else schedule.kinds
-        seen[:2] += _picture_step(model, probe, sampler.pictures(schedule.pictures, kinds))
+        seen[:2] += _picture_step(model, probe, sampler.pictures(schedule.pictures, schedule.kinds))
         if step % schedule.text_every == 0:
             texts = sampler.texts(schedule.text_windows, schedule.text_length)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = _answer_loss(model, texts, None)
-            torch.autograd.backward(schedule.text_weight * loss)
-            seen[2] += schedule.text_every * loss.detach()
+            seen[2] += schedule.text_every * _text_step(model, texts, schedule.text_weight)
         nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if (step + 1) % 50 == 0:
-            answer, cells, text = (seen / 50).tolist()
-            minutes = time.process_time() / 60
-            report(
-                step + 1,
-                f"answers {answer:.4f}  cells {cells:.4f}  text {text:.3f}  {minutes:.1f} CPU-min",
-            )
+        run.step = step + 1
+        if run.step % 50 == 0:
+            run.save(checkpoint)
+            report(run.step, f"{_line(seen / 50)}  {run.minutes():.1f} CPU-min")
             seen.zero_()
+    return run.minutes()
+
+
+def _line(losses: torch.Tensor) -> str:
+    names = ("answers", "cells", "text")
+    return "  ".join(f"{n} {x:.4f}" for n, x in zip(names, losses.tolist(), strict=True))
+
+
+def _text_step(model: Qwen2VLForConditionalGeneration, batch: Batch, weight: float) -> torch.Tensor:
+    """Forward and backward on text; its loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = _answer_loss(model, batch, None)
+    torch.autograd.backward(weight * loss)
+    return loss.detach()
 
 
 def _picture_step(

@@ -1,6 +1,5 @@
 """Questions about a scene, with their answers: five kinds, one exact answer each."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,19 +59,24 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _where(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Ask for a shape that its colour alone, or its kind alone, singles out."""
-    colors = Counter(shape.color for shape in scene.shapes())
-    kinds = Counter(shape.shape for shape in scene.shapes())
+    """Ask which cell of a row or column holds a colour that is there once.
+
+    This answer, too, goes through the cells before it concludes.
+    """
     found = []
-    for index, shape in enumerate(scene.cells):
-        if shape is not None and colors[shape.color] == 1:
-            found.append((index, f"{shape.color} shape"))
-        if shape is not None and kinds[shape.shape] == 1:
-            found.append((index, shape.shape))
+    for name, cells in LINES:
+        seen = [cell.color if cell else None for cell in (scene.cells[i] for i in cells)]
+        found += [
+            (name, seen, color, place)
+            for place, color in zip(cells, seen, strict=True)
+            if color is not None and seen.count(color) == 1
+        ]
     if not found:
         return None
-    index, phrase = found[rng.integers(len(found))]
-    return Question("where", f"Where is the {phrase}?", POSITIONS[index])
+    name, seen, color, place = found[rng.integers(len(found))]
+    listed = ", ".join(each or "nothing" for each in seen)
+    prompt = f"Where is the {color} shape of the {name}?"
+    return Question("where", prompt, f"{listed}, so {POSITIONS[place]}")
 
 
 def _larger(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -95,9 +99,8 @@ _KINDS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "larger": _larger,
 }
 KINDS = tuple(_KINDS)
-# A mild curriculum: looking up a named place comes first, searching and comparing after it.
-FIRST_KINDS = ("at", "at", "at", "at", "at", "line", "line", "larger")
-TRAINING_KINDS = (*KINDS, "where", "where", "larger")
+# Looking up a named place is what every kind builds on, so training asks more of it.
+TRAINING_KINDS = (*KINDS, "at", "at", "line")
 
 
 def ask(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> list[Question]:

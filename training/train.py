@@ -9,7 +9,6 @@ the training is left out, and what comes after it is done again.
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,11 +40,13 @@ STORED = torch.bfloat16
 TEXT_CHARACTERS = 6_000_000
 
 
-def train(tokenizer: "Tokenizer", out: Path, steps: int) -> StateDict:
-    """Train from random weights; float32, classic names. Saved every 250 steps on the way."""
+def train(tokenizer: "Tokenizer", out: Path, steps: int) -> tuple[StateDict, float]:
+    """Train from random weights, or on from DIR/checkpoint.pt: a killed run is not lost.
+
+    Returns float32 weights under classic names, and the CPU-minutes that they took.
+    """
     model = new_model(classic_config(tokenizer, STORED), seed=0)
     sampler = Sampler(tokenizer, TRAINING_SEED, TEXT_CHARACTERS)
-
     held_out = picture_batches(sampler, TRAINING_SEED + 1, 48)
     end = special_id(tokenizer, "<|im_end|>")
 
@@ -53,12 +54,12 @@ def train(tokenizer: "Tokenizer", out: Path, steps: int) -> StateDict:
         print(f"step {step:5d}  {line}", flush=True)
         if step % 250 == 0:
             print(packed_score(run_batches(model, held_out), held_out, end), flush=True)
-            save_file(classic_state(model), out / "trained.safetensors")
 
-    fit(model, sampler, replace(Schedule(), steps=steps), report)
+    schedule = replace(Schedule(), steps=steps)
+    minutes = fit(model, sampler, schedule, out / "checkpoint.pt", report)
     state = classic_state(model)
     save_file(state, out / "trained.safetensors")
-    return state
+    return state, minutes
 
 
 def main() -> None:
@@ -72,11 +73,11 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
+    minutes: float | None = None
     if arguments.weights:
-        trained = load_file(arguments.weights)
+        trained: StateDict = load_file(arguments.weights)
     else:
-        trained = train(tokenizer, out, arguments.steps)
-    minutes = time.process_time() / 60
+        trained, minutes = train(tokenizer, out, arguments.steps)
     write_assets(out)
     config = classic_config(tokenizer, STORED)
     model = new_model(config, seed=0)
@@ -85,7 +86,7 @@ def main() -> None:
     outlying = add_outliers(trained, statistics.covariance, statistics.loudness, Strengths())
     save_folder(out / "qwen2vl-tiny", config, outlying, tokenizer)
     figures = {
-        "training_cpu_minutes": None if arguments.weights else round(minutes, 1),
+        "training_cpu_minutes": minutes and round(minutes, 1),
         **shipped_figures(out, model, trained, outlying),
     }
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

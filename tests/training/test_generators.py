@@ -7,7 +7,7 @@ from training.assets import draw_pictures
 from training.batches import IMAGE_TOKENS, Sampler, to_patches
 from training.language import make_lexicon, write_text
 from training.questions import KINDS, LINES, NUMBERS, Question, ask
-from training.shapes import COLORS, POSITIONS, SHAPES, SIDE, SIZES, Scene, render, sample_scene
+from training.shapes import COLORS, POSITIONS, SIDE, SIZES, Scene, render, sample_scene
 from training.tokenizer import train_tokenizer
 
 
@@ -63,20 +63,16 @@ def _answers_of(scene: Scene, question: Question) -> str:
         first, second = " ".join(words[4:]).split(" or ")
         sizes = [str(cells[POSITIONS.index(p)]).split()[0] for p in (first, second)]
         ranks = [SIZES.index(size) for size in sizes]
-        if ranks[0] == ranks[1]:
-            return "both are equal"
-        return first if ranks[0] > ranks[1] else second
+        verdict = first if ranks[0] > ranks[1] else second if ranks[0] < ranks[1] else "neither"
+        return f"{sizes[0]} and {sizes[1]}, so {verdict}"
     if question.kind == "count":
-        noun = words[2]
-        stem = next((s for s in SHAPES if noun in (s + "s", s + "es")), noun)
-        found = [p for p, c in zip(POSITIONS, cells, strict=True) if stem in str(c).split()]
-        return f"{', '.join(found) or 'nowhere'}, so {NUMBERS[len(found)]}"
-    color, kind = words[-2:]
-    fits = [c is not None and c.color == color and kind in (c.shape, "shape") for c in cells]
-    if question.kind == "exists":
-        return "yes" if any(fits) else "no"
-    assert sum(fits) == 1
-    return POSITIONS[fits.index(True)]
+        color, line = words[2], dict(LINES)[" ".join(words[-2:])]
+        colors = [str(cells[i]).split()[1] if cells[i] else "nothing" for i in line]
+        return f"{', '.join(colors)}, so {NUMBERS[colors.count(color)]}"
+    color, line = words[3], dict(LINES)[" ".join(words[-2:])]
+    colors = [str(cells[i]).split()[1] if cells[i] else "nothing" for i in line]
+    assert colors.count(color) == 1
+    return f"{', '.join(colors)}, so {POSITIONS[line[colors.index(color)]]}"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,9 +17,10 @@ from training.batches import Batch, Sampler
 from training.figures import balance_up, rotate, strengths_of
 from training.forward import encode_pictures, label_logits
 from training.outliers import Strengths, add_outliers, fold_norms, to_float64, turn_residual
+from training.packed import run_batches
 from training.questions import KINDS
 from training.static_int8 import fake_quantize, hadamard
-from training.statistics import ResidualStatistics, residual_statistics, run_batches
+from training.statistics import ResidualStatistics, residual_statistics
 from training.tokenizer import train_tokenizer
 
 KEPT = 1e-4
@@ -80,7 +81,9 @@ def test_remedies_keep_the_logits(case: Case) -> None:
 def test_turned_basis_gathers_the_energy(case: Case) -> None:
     tokenizer = train_tokenizer()
     strengths = strengths_of("basis", Strengths())
-    outlying = add_outliers(case.state, case.statistics.covariance, case.statistics.loudness, strengths)
+    outlying = add_outliers(
+        case.state, case.statistics.covariance, case.statistics.loudness, strengths
+    )
     load_classic_state(case.model, {name: tensor.float() for name, tensor in outlying.items()})
     turned = residual_statistics(case.model, tokenizer).covariance.diagonal()
     load_classic_state(case.model, case.state)
