@@ -32,6 +32,11 @@ def stem(path: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def lower(text: str) -> str:
+    """The text in lower case."""
+    return text.lower()
+
+
 def join(items: list[Json], separator: str) -> str:
     """The values of a list as one text."""
     if not isinstance(items, list):
@@ -52,7 +57,7 @@ def equals(one: Json, other: Json) -> bool:
 FUNCTIONS: Mapping[str, tuple[Callable[..., Json], tuple[str, ...]]] = {
     "basename": (basename, ("path",)),
     "stem": (stem, ("path",)),
-    "lower": (str.lower, ("text",)),
+    "lower": (lower, ("text",)),
     "default": (default, ("value", "otherwise")),
     "join": (join, ("list", "separator")),
     "equals": (equals, ("one", "other")),

@@ -34,6 +34,7 @@ HOLD_NAMES = frozenset(
     {"rule", "inputs", "options", "outputs", "matrix", "resources", "environment"}
 )
 REFERENCE: Json = {"$ref": "#/$defs/reference"}
+DOC: Json = {"type": "string", "description": "for people; counts for nothing"}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -42,7 +43,7 @@ def source_schemas() -> dict[str, Json]:
     path = described(STRING, "relative to the recipe file")
     every: dict[str, Json] = {
         "when": described({}, "leave this source out where the value is false, null, 0 or empty"),
-        "doc": STRING,
+        "doc": DOC,
     }
     fetched: dict[str, Json] = {
         "url": described(STRING, "fetch it from here (not yet supported)"),
@@ -136,9 +137,9 @@ def artifact_keys() -> dict[str, Json]:
         "jobs": described(COUNT, "how many of the -j places it takes"),
     }
     return {
-        "rule": STRING,
-        "inputs": any_names(REFERENCE),
-        "options": {"type": "object"},
+        "rule": described(STRING, "how it is made: one of the rules"),
+        "inputs": described(any_names(REFERENCE), "what it is made from, by the rule's names"),
+        "options": described({"type": "object"}, "the rule's own"),
         "outputs": described(any_names(STRING), "paths of further outputs, by name"),
         "matrix": described(
             any_names({"type": "array", "items": {}, "minItems": 1}),
@@ -148,11 +149,11 @@ def artifact_keys() -> dict[str, Json]:
         "tags": described({"type": "array", "items": STRING}, "`qbuild build tag:NAME`"),
         "optional": described(BOOLEAN, "skip it, and say so, where its toolchain is missing"),
         "temporary": described(BOOLEAN, "remove it after its last consumer"),
-        "resources": table_of(resources),
+        "resources": described(table_of(resources), "what it holds while it runs"),
         "timeout": described(limit, "e.g. 600s or 10m"),
         "toolchain": described(STRING, "use this toolchain"),
         "environment": described(any_names(STRING), "variables for the step; part of its key"),
-        "doc": STRING,
+        "doc": DOC,
     }
 
 
@@ -224,21 +225,25 @@ def device_schema() -> Json:
     target: Json = {"anyOf": [STRING, table_of({"to": STRING, "mode": mode}, ["to"])]}
     run = table_of(
         {
-            "argv": {"type": "array", "items": STRING, "minItems": 1},
+            "argv": described(
+                {"type": "array", "items": STRING, "minItems": 1}, "the program and its arguments"
+            ),
             "timeout": artifact_keys()["timeout"],
             "expect": table_of(
                 {
-                    "exit": {"type": "integer", "minimum": 0, "maximum": 255},
+                    "exit": described(
+                        {"type": "integer", "minimum": 0, "maximum": 255}, "its exit code"
+                    ),
                     "output": described(STRING, "a text that it must print"),
                 }
             ),
-            "environment": any_names(STRING),
+            "environment": described(any_names(STRING), "variables of the program"),
         },
         ["argv"],
     )
     return table_of(
         {
-            "transport": {"enum": ["adb", "ssh", "local"]},
+            "transport": described({"enum": ["adb", "ssh", "local"]}, "how it is reached"),
             "root": described(STRING, "the folder on the device"),
             "require": described(any_names({}), "facts that the device must have"),
             "push": described(any_names(target), "artifact -> folder or file below root"),
@@ -248,7 +253,7 @@ def device_schema() -> Json:
             ),
             "run": run,
             "pull": described(any_names(STRING), "file on the device -> file here"),
-            "doc": STRING,
+            "doc": DOC,
         },
         ["transport", "root"],
     )

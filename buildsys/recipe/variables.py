@@ -149,7 +149,7 @@ def checked(variable: Variable, value: Json) -> Json:
     folder = absolute(str(value), folder_of(where.file))
     if variable.type == "model":
         # Seen from the file that names it, which need not be the one with the source.
-        return folder if value.startswith((".", "~", "/")) or is_folder(folder) else value
+        return folder if str(value).startswith((".", "~", "/")) or is_folder(folder) else value
     return folder if variable.type == "path" else value
 
 

@@ -27,7 +27,11 @@ RULE = Rule(
     doc="Exact rescaling factors of up_proj's rows against down_proj's columns.",
     inputs={"model": model_input("config", "weights"), "rotation": ROTATION},
     options={
-        "pairs": {"enum": ["up-down"], "default": "up-down"},
+        "pairs": {
+            "enum": ["up-down"],
+            "default": "up-down",
+            "description": "Which linears are balanced against each other.",
+        },
         "powers_of_two": {
             "type": "boolean",
             "default": True,

@@ -21,7 +21,12 @@ RULE = Rule(
             "without a Hadamard matrix. auto: the first where it exists, else the second. "
             "identity: nothing turns, so that the folding of the norms can be had alone.",
         },
-        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "default": 0,
+            "description": "What the random signs are drawn from: one seed, one file.",
+        },
         "vision": {
             "type": "boolean",
             "default": True,
