@@ -143,8 +143,12 @@ def _content(stamps: Stamps, source: Source, path: str) -> str:
 
 
 def _missing(source: Source, path: str) -> RecipeError:
-    message = f"source '{source.name}': there is no {path}"
-    return RecipeError(message, location=source.where)
+    from buildsys.plan.missing import missing_parts  # knows the nearest names, and what to install
+
+    errors = missing_parts(source)
+    if errors:
+        return errors[0]
+    return RecipeError(f"source '{source.name}': there is no {path}", location=source.where)
 
 
 def _model_entries(stamps: Stamps, source: Source, parts: Sequence[str]) -> list[list[str | None]]:

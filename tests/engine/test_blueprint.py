@@ -1,0 +1,96 @@
+"""The plan cache: used while it holds, and never after."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from buildsys.engine import blueprint
+from buildsys.engine.blueprint import load, read_cache, write_cache
+from tests.cli.conftest import RECIPE
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "base.yaml").write_text("qbuild: 1\nvars: {extra: 1}\n")
+    text = RECIPE.replace("name: tiny", "extends: base.yaml\nname: tiny")
+    (tmp_path / "tiny.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "tiny.yaml"
+
+
+def cached(recipe: Path, defines: dict[str, str] | None = None) -> bool:
+    return read_cache(str(recipe.parent / "plan"), str(recipe), defines or {}) is not None
+
+
+def write(recipe: Path) -> blueprint.Blueprint:
+    found, files = load(str(recipe), {})
+    write_cache(str(recipe.parent / "plan"), found, files, {})
+    return found
+
+
+def test_what_is_read_back_is_what_was_made(recipe: Path) -> None:
+    made = write(recipe)
+    found = read_cache(str(recipe.parent / "plan"), str(recipe), {})
+    assert found is not None
+    assert found.fixed == made.fixed
+    assert found.rules == made.rules
+    assert found.plan.steps.keys() == made.plan.steps.keys()
+    for name, step in made.plan.steps.items():
+        assert found.plan.steps[name]._replace(where=step.where) == step
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text() + "# edited\n")
+
+
+SPOILING: dict[str, Callable[[Path], object]] = {
+    "the recipe is edited": edit,
+    "a recipe that it extends is edited": lambda recipe: edit(recipe.parent / "base.yaml"),
+    "a recipe that it extends is gone": lambda recipe: (recipe.parent / "base.yaml").unlink(),
+    "the cache is torn": lambda recipe: os.truncate(recipe.parent / "plan", 900),
+    "the cache is empty": lambda recipe: os.truncate(recipe.parent / "plan", 0),
+}
+
+
+@pytest.mark.parametrize("what", SPOILING)
+def test_cache_does_not_hold_when(recipe: Path, what: str) -> None:
+    write(recipe)
+    assert cached(recipe)
+    SPOILING[what](recipe)
+    assert not cached(recipe)
+
+
+def test_cache_is_for_one_set_of_defines_and_one_folder(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(recipe)
+    assert not cached(recipe, {"word": "bye"})
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")  # paths of -D are seen from the current folder
+    assert not cached(recipe)
+
+
+def test_installed_distribution_makes_the_cache_void(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    write(recipe)
+    assert cached(recipe)
+    (site / "some_plugin-1.0.dist-info").mkdir()
+    assert not cached(recipe)
+
+
+def test_folder_that_takes_the_place_of_a_hub_model_makes_the_cache_void(recipe: Path) -> None:
+    text = recipe.read_text().replace("sources: {", "sources: {model: {model: org/name}, ")
+    recipe.write_text(text)
+    write(recipe)
+    assert cached(recipe)
+    (recipe.parent / "org/name").mkdir(parents=True)
+    assert not cached(recipe)
