@@ -142,7 +142,7 @@ def judge_all(survey: Survey, selection: Collection[str]) -> None:
 def refuse_missing(survey: Survey, request: Request) -> None:
     """Raises ToolchainMissing for steps that may not be skipped: those that are not optional,
     those that were asked for by name, when strict, all."""
-    refused = []
+    refused: dict[str, list[str]] = {}
     for name in request.selection:
         verdict = survey.verdicts[name]
         if verdict.state != "skipped":
@@ -153,10 +153,11 @@ def refuse_missing(survey: Survey, request: Request) -> None:
             or name in request.named
             or (own and not survey.plan.steps[name].optional)
         ):
-            refused.append(f"{name}: {verdict.reasons[0]}")
+            refused.setdefault(str(verdict.reasons[0]), []).append(name)
     if refused:
+        told = "; ".join(f"{', '.join(names)}: {why}" for why, names in refused.items())
         raise ToolchainMissing(
-            "cannot be made here: " + "; ".join(refused),
+            f"cannot be made here: {told}",
             remedy="install what is missing, or mark the artifact `optional: true`",
         )
 
