@@ -2,7 +2,8 @@
 
 A value is quoted where it stands, so that no value of a recipe can become a command; a list
 becomes one word per item. `| raw` leaves a value as it is: for words that the template's
-author wrote, never for a variable. An undefined variable is an error.
+author wrote, never for a variable. An undefined variable is an error. In a template whose name
+ends in .py.j2 a value becomes a Python literal instead.
 
 The template is searched in the `templates` folder of the user's project, then in the one that
 travels with qbuild. Templates stand alone: no include, no import, for their bytes are in the
@@ -12,6 +13,7 @@ action key and others' would not be.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +70,8 @@ def find_template(name: str) -> Path:
 
 
 def render(source: str, variables: dict[str, Json], name: str) -> str:
-    """The text of a template with every value quoted for POSIX sh.
+    """The text of a template with every value quoted: for POSIX sh, or, where its name ends in
+    .py.j2, as Python literals.
 
     Raises StepError, with the template's line, for undefined variables, values that have no
     text, a value inside shell quotes (quoted twice, it would be open to `$(...)`), and for
@@ -76,11 +79,14 @@ def render(source: str, variables: dict[str, Json], name: str) -> str:
     """
     import jinja2
 
+    from buildsys.rules.python_quoting import check_values_are_expressions, python_literal
     from buildsys.rules.shell_quoting import check_values_stand_unquoted
 
-    environment = _environment()
+    in_python = name.endswith(".py.j2")
+    environment = _environment(python_literal if in_python else _words)
+    check = check_values_are_expressions if in_python else check_values_stand_unquoted
     try:
-        check_values_stand_unquoted(environment, source, name)
+        check(environment, source, name)
         return environment.from_string(source).render(variables)
     except jinja2.TemplateSyntaxError as error:
         raise StepError(f"{name}:{error.lineno}: {error.message}") from error
@@ -94,7 +100,8 @@ def render(source: str, variables: dict[str, Json], name: str) -> str:
         raise StepError(f"{name}: {error}") from error
 
 
-def _environment() -> jinja2.Environment:
+def _environment(literal: Callable[[Json], str]) -> jinja2.Environment:
+    """Jinja with `literal` around every value that is put into the text."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -106,9 +113,9 @@ def _environment() -> jinja2.Environment:
             return str(value)  # raises: StrictUndefined
         if isinstance(value, Raw):
             return value
-        if isinstance(value, list | tuple):
+        if literal is _words and isinstance(value, list | tuple):
             return " ".join(quoted(item) for item in value)
-        return shlex.quote(_text_of(value))
+        return literal(value)
 
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined,
@@ -119,6 +126,11 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["raw"] = lambda value: Raw(_text_of(value))
     return environment
+
+
+def _words(value: Json) -> str:
+    """One word of a shell."""
+    return shlex.quote(_text_of(value))
 
 
 def _text_of(value: object) -> str:

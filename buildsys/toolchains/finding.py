@@ -63,8 +63,8 @@ def find(described: Json, environment: Mapping[str, str]) -> Found | str:
         if isinstance(outcome, Found):
             return outcome
         reasons += [outcome] if outcome not in reasons else []
-    how = f"; {described['get']}" if described.get("get") else ""
-    return "; ".join(reasons) + how
+    how = f". {described['get']}" if described.get("get") else ""
+    return " and ".join(reasons) + how
 
 
 def _in_python(
@@ -79,8 +79,7 @@ def _in_python(
     installed = distribution_versions(search)
     version = installed.get(normal_name(name))
     if version is None:
-        other = f", and ${variable} names no other" if variable and not interpreter else ""
-        return f"{name} is not in {where}{other}"
+        return f"{name} is not in {where}"
     if not fits(version, versions):
         return f"{name} {version} is there; {_wanted(versions)} is needed"
     folder = _folder_of(name, version, search)

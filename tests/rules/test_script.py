@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -159,3 +160,42 @@ def test_run_cpu_names_the_file_that_is_missing(make: Callable[..., Any]):
     done = subprocess.run([str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "merges.txt is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "value", [*NASTY, ["a", 1], {"k": [True, None]}, 4, 1.5, None, '"""', "\\'"]
+)
+def test_a_python_templates_values_are_literals(value: Any):
+    script = render("X = {{ x }}\n", {"x": value}, "t.py.j2")
+    scope: dict[str, Any] = {}
+    exec(compile(script, "t.py", "exec"), scope)
+    assert scope["X"] == value
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "X = '{{ x }}'\n",
+        'X = """\n{{ x }}\n"""\n',
+        "# {{ x }}\n",
+        "X = a{{ x }}\n",
+        "X = f'{{ '{' }}{ {{ x }} }'\n",
+    ],
+)
+def test_a_python_templates_value_inside_a_string_is_refused(source: str):
+    with pytest.raises(StepError):
+        render(source, {"x": "1"}, "t.py.j2")
+
+
+def test_the_shipped_python_script_is_python_whatever_is_given():
+    source = find_template("run_mblt.py.j2").read_text(encoding="utf-8")
+    variables = {"model": 'it\'s "m"', "prompt": '"""\n', "mxq": ["a b.mxq"], "tokens": 3}
+    script = render(source, variables, "run_mblt.py.j2")
+    names = {
+        each.targets[0].id: ast.literal_eval(each.value)
+        for each in ast.parse(script).body
+        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)
+    }
+    assert names["FOLDER"] == variables["model"]
+    assert names["PROMPT"] == variables["prompt"]
+    assert names["MXQ"] == ["a b.mxq"]
