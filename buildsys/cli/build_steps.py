@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import add_folder_words, project_of, say
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from buildsys.engine.display import Display
     from buildsys.engine.executor import Executor
     from buildsys.engine.project import Project, Scene
+    from buildsys.engine.stamps import Stamps
+    from buildsys.engine.storing import StepCache
+
+    Say = Callable[[str], None]
 
 FAILED = 1
 SIGNALLED = 128
@@ -41,6 +47,9 @@ def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     parser.add_argument(
         "--force", action="append", default=[], metavar="TARGET", help="build it in any case"
     )
+    cached = parser.add_mutually_exclusive_group()
+    cached.add_argument("--cache", metavar="URL", help="share artifacts with other machines")
+    cached.add_argument("--no-cache", action="store_true", help="use no store, local or shared")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="say why each step runs")
     loud.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -58,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     request = request_of(args, project, words)
     if args.dry_run:
         return dry_run(project, request)
-    tools = Tools(local_executor, lambda: display_of(args), quiet if args.quiet else say)
+    say_so = quiet if args.quiet else say
+    opened = partial(open_cache, args, request)
+    tools = Tools(local_executor, lambda: display_of(args), say_so, cache=opened)
     project, scene, outcome = build_what_is_stale(project, request, tools)
     code = nothing_to_do(scene, request, args) if outcome is None else sum_up(outcome, args)
     return check_gates(project, scene, args) or code
@@ -76,6 +87,20 @@ def local_executor(lock_fd: int) -> Executor:
     from buildsys.engine.local.executor import LocalExecutor
 
     return LocalExecutor(lock_fd)
+
+
+def open_cache(
+    args: argparse.Namespace, request: Request, folder: str, stamps: Stamps, say: Say
+) -> StepCache | None:
+    """The store and what is shared; None where there is none, or none is wanted.
+
+    Raises UsageError for a --cache that cannot be.
+    """
+    from buildsys.engine.opening import open_step_cache
+
+    if args.no_cache:
+        return None
+    return open_step_cache(folder, stamps, say, request.forced, args.cache)
 
 
 def display_of(args: argparse.Namespace) -> Display:
@@ -104,6 +129,8 @@ def counted(number: int, what: str) -> str:
 def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
     """Say in one line what came of the build; the exit code."""
     parts = [f"built {len(outcome.made)}"]
+    if outcome.restored:
+        parts[0] += f", restored {len(outcome.restored)}"
     if outcome.failures:
         parts.append(f"failed: {', '.join(each.step for each in outcome.failures)}")
     if outcome.blocked:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from buildsys.engine.failure import Failure
     from buildsys.engine.project import Project, Scene
     from buildsys.engine.staleness import Survey
+    from buildsys.engine.stamps import Stamps
+    from buildsys.engine.storing import StepCache
+
+    OpenCache = Callable[[str, Stamps, Callable[[str], None]], StepCache | None]
 
 
 class Request(NamedTuple):
@@ -44,22 +48,26 @@ class Request(NamedTuple):
 
 class Outcome(NamedTuple):
     """made: committed steps; blocked: steps that wait for a failed one; stopped_by: a signal's
-    number, 0 if none came."""
+    number, 0 if none came; restored: committed steps that did not run, for their outputs were
+    in the store."""
 
     made: tuple[str, ...]
     failures: tuple[Failure, ...]
     blocked: tuple[str, ...]
     stopped_by: int
+    restored: tuple[str, ...] = ()
 
 
 class Tools(NamedTuple):
     """What a build works with. executor: makes one, given the lock's descriptor; say: a line
-    for the person, before and after the display is up."""
+    for the person, before and after the display is up; cache: opens the store for a build
+    folder."""
 
     executor: Callable[[int], Executor]
     display: Callable[[], Display]
     say: Callable[[str], None]
     at: Callable[[str], None] = lambda point: None
+    cache: OpenCache = lambda folder, stamps, say: None
 
 
 def build_what_is_stale(
@@ -201,9 +209,13 @@ def build(
     remember_plan(project)
     journal = Journal(folder.own("journal"), scene.entries)
     pool = Pool(machine_capacity(request.jobs, scene.machine.gpus))
-    executor, display = tools.executor(lock_fd), tools.display()
+    display = tools.display()
+    cache = tools.cache(folder.root, scene.stamps, display.say)
+    if cache is not None:
+        temporaries.before_removal = cache.settle
+    executor = tools.executor(lock_fd)
     committer = Committer(folder.root, journal, scene.stamps, tools.at)
-    work = Work(folder, survey, scene.machine, committer, executor, display, pool.give_back)
+    work = Work(folder, survey, scene.machine, committer, executor, display, pool.give_back, cache)
     runner = StepRunner(survey, work, temporaries, pool, display, request.keep_going)
     before = dict(survey.entries.done)
     try:
@@ -217,8 +229,14 @@ def build(
             work.close()
             journal.close()
             display.finished()
-    made = [name for name in names if survey.entries.done.get(name) is not before.get(name)]
-    return Outcome(tuple(made), tuple(work.failures), tuple(runner.blocked), runner.stopped_by)
+    if cache is not None:
+        cache.close(hurry=bool(runner.stopped_by))
+    done = survey.entries.done
+    new = [name for name in names if done.get(name) is not before.get(name)]
+    restored = tuple(name for name in new if "restored" in done[name])
+    made = tuple(name for name in new if "restored" not in done[name])
+    failures, blocked = tuple(work.failures), tuple(runner.blocked)
+    return Outcome(made, failures, blocked, runner.stopped_by, restored)
 
 
 @contextmanager

@@ -80,7 +80,8 @@ class Committer:
         if not self._group:
             return None
         if len(self._group) >= GROUP_STEPS or any(
-            each.record["wall"] > LONG_STEP for each in self._group
+            each.record["wall"] > LONG_STEP and "restored" not in each.record
+            for each in self._group
         ):
             return 0.0
         return max(0.0, self._since + GROUP_SECONDS - time.monotonic())

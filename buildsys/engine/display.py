@@ -25,6 +25,9 @@ class Display(Protocol):
     def ended(self, name: str, failed: bool, wall: float, memory: int) -> None:
         """A step has failed or is committed. wall in seconds, memory (its peak) in bytes."""
 
+    def restored(self, name: str, origin: str) -> None:
+        """A step did not run: its outputs were in `origin`, and are committed."""
+
     def unneeded(self, name: str) -> None:
         """A step turned out to be fresh: what it reads came out the same."""
 
@@ -60,6 +63,10 @@ class PlainDisplay:
         figures = f"{wall:.1f} s, {memory / MIB:.0f} MiB"
         self.say(f"[{self._count}/{self._total}] {what}{name} ({figures})")
 
+    def restored(self, name: str, origin: str) -> None:
+        self._count += 1
+        self.say(f"[{self._count}/{self._total}] {name} (from {origin})")
+
     def unneeded(self, name: str) -> None:
         self._total -= 1
 
@@ -75,3 +82,6 @@ class QuietDisplay(PlainDisplay):
 
     def ended(self, name: str, failed: bool, wall: float, memory: int) -> None:
         """Nothing: who asked for quiet learns of failures by `say`."""
+
+    def restored(self, name: str, origin: str) -> None:
+        """Nothing."""

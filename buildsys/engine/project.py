@@ -26,6 +26,7 @@ from buildsys.share import shared_folder
 
 if TYPE_CHECKING:
     from buildsys.engine.blueprint import Blueprint
+    from buildsys.engine.stamps import Stamp
     from buildsys.plan.graph import Json, Plan
 
 
@@ -106,12 +107,21 @@ def survey_of(
 ) -> Scene:
     """Everything that staleness depends on, as it is now. Needs no lock; no step is judged yet."""
     folder = project.folder
-    stamps = Stamps(folder.root, folder.own("stamps"))
+    stamps = Stamps(folder.root, folder.own("stamps"), vouched=store_vouches)
     code = RuleCode(stamps, folder.own("code"), tuple(sys.path))
     entries = read_journal(folder.own("journal"))
     machine = this_machine(project.plan, folder.own("toolchains")) if machine is None else machine
     survey = Survey(project.blueprint, entries, stamps, code, machine, forced)
     return Scene(survey, stamps, code, entries, machine)
+
+
+def store_vouches(digest: str, stamp: Stamp) -> bool:
+    """Does the local store know that a file of this stamp has the bytes of this digest?"""
+    from buildsys.store.blob_stamps import vouches
+    from buildsys.store.place import store_root
+
+    root = store_root(os.environ)
+    return root is not None and vouches(root, digest, stamp)
 
 
 def this_machine(plan: Plan, memory: str) -> Machine:

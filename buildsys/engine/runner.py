@@ -183,7 +183,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
 
     def _start_what_fits(self) -> None:
         passed_over = []
-        while self._ready and not self._pool.full and not self._stop_running:
+        while self._ready and not (self._pool.full or self._stop_running or self.stopped_by):
             place = heapq.heappop(self._ready)
             node = place[2]
             name = node.task.meta["step"]

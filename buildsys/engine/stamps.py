@@ -55,7 +55,16 @@ class Stamps:
     it; it counts only while the file still has that stamp.
     """
 
-    def __init__(self, root: str, store: str, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        root: str,
+        store: str,
+        clock_ns: Callable[[], int] = time.time_ns,
+        vouched: Callable[[str, Stamp], bool] = lambda digest, stamp: False,
+    ) -> None:
+        """vouched: does somebody know that a file of this stamp has these bytes? Asked where
+        the ctime alone has changed, as it does when another folder links the same blob."""
+        self._vouched = vouched
         self._prefix = root + "/"
         self._store = store
         self._clock_ns = clock_ns
@@ -129,6 +138,10 @@ class Stamps:
         if known is not None and known[:5] == list(stamp):
             digest: str = known[5]
             return digest
+        if known is not None and known[:4] == list(stamp[:4]) and self._vouched(known[5], stamp):
+            known[4] = stamp[4]
+            self._changed = True
+            return str(known[5])
         began = self._clock_ns()
         digest = hash_file(self.path(name))
         self.hashed.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from buildsys.engine.staging import remove_tree
@@ -17,11 +17,13 @@ class Temporaries:
     """Removes each temporary artifact when all that read it are fresh.
 
     kept: steps that were asked for by name; and one that nothing reads is no intermediate.
+    before_removal: waits until a thread that may be copying an artifact has done so.
     """
 
     def __init__(self, root: str, survey: Survey, kept: Collection[str]) -> None:
         self._root = root
         self._survey = survey
+        self.before_removal: Callable[[], None] = lambda: None
         plan = survey.plan
         self._readers: dict[str, list[str]] = {
             name: [] for name, step in plan.steps.items() if step.temporary and name not in kept
@@ -56,6 +58,7 @@ class Temporaries:
         own = verdicts.get(name)
         if not live or own is None or own.state != "fresh" or any(s != "fresh" for s in live):
             return
+        self.before_removal()
         for path in self._survey.plan.steps[name].outputs.values():
             place = f"{self._root}/{path.rstrip('/')}"
             if os.path.lexists(place):

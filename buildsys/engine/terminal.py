@@ -71,6 +71,12 @@ class LiveDisplay:
             self._tally.ended(name)
             self._lines.append(line)
 
+    def restored(self, name: str, origin: str) -> None:
+        line = Text.assemble(("↓ ", "cyan"), name, (f"  from {origin}", "dim"))
+        with self._lock:
+            self._tally.ended(name)
+            self._lines.append(line)
+
     def unneeded(self, name: str) -> None:
         with self._lock:
             self._tally.unneeded(name)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine import staging as stage
@@ -19,8 +20,10 @@ from buildsys.engine.commit import Finished, fsync
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
 from buildsys.engine.keeping import forget_kept
+from buildsys.engine.key import key_digest
 from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
+from buildsys.engine.stamps import hash_file
 from buildsys.errors import QbuildError
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from buildsys.engine.folder import BuildFolder
     from buildsys.engine.key import Reason
     from buildsys.engine.staleness import Machine, Survey
+    from buildsys.engine.storing import Lookup, StepCache
     from buildsys.plan.graph import Json, Step
 
 LARGE = 32 << 20  # bytes of output from which on digesting is left to a thread
@@ -47,8 +51,8 @@ class Running(NamedTuple):
 
 
 class Work:
-    """Invariant: a step that was started is in exactly one of: the executor, the digesting
-    thread, the commit group; or its outcome was returned by `wait`."""
+    """Invariant: a step that was started is in exactly one of: the lookups, the executor, the
+    thread (restored or digested), the commit group; or its outcome was returned by `wait`."""
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Work:
         executor: Executor,
         display: Display,
         ended: Callable[[str], None],
+        cache: StepCache | None = None,
     ) -> None:
         """ended: told when the last process of a step is gone, long before its outcome."""
         self._ended = ended
@@ -69,6 +74,9 @@ class Work:
         self._display = display
         self._staging = stage.Staging(folder.own("staging"))
         self._committer = committer
+        self._cache = cache
+        self._looking: dict[str, tuple[Running, Lookup]] = {}
+        self._restoring: dict[str, tuple[Running, Future[Finished | None]]] = {}
         self._thread = ThreadPoolExecutor(1)
         self._running: dict[str, Running] = {}
         self._digesting: dict[str, tuple[Ended, Future[Finished]]] = {}
@@ -84,6 +92,14 @@ class Work:
         running = Running(step, staging, parts, reasons)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._folder.log(name))
+        self._display.started(name, "; ".join(map(str, reasons)))
+        cache = self._cache
+        lookup = None if cache is None else cache.look_up(name, key_digest(parts))
+        return self._submit(running) if lookup is None else self._look(running, lookup)
+
+    def _submit(self, running: Running) -> bool:
+        """Hand a step to the executor. False where that fails already."""
+        step = running.step
         facts = self._survey.blueprint.rules[step.rule]
         try:
             order = make_order(
@@ -91,23 +107,26 @@ class Work:
                 self._survey.plan,
                 facts,
                 self._folder,
-                staging,
-                parts,
+                running.staging,
+                running.parts,
                 self._machine.template,
                 self._machine.fields.get(step.toolchain or ""),
             )
         except QbuildError as error:
             self._fail(running, str(error), None)
             return False
-        self._display.started(name, "; ".join(map(str, reasons)))
-        self._running[name] = running
+        self._running[step.name] = running
         self._executor.submit(order)
         return True
 
     @property
     def busy(self) -> bool:
         """Does anything remain whose outcome `wait` has not returned?"""
-        return bool(self._running or self._digesting or self._committer.due() is not None)
+        return self._begun or self._committer.due() is not None
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self._looking or self._running or self._restoring or self._digesting)
 
     def wait(self) -> list[tuple[str, bool]]:
         """Outcomes since the last call: (step, was it made). Waits a moment for the first.
@@ -115,8 +134,10 @@ class Work:
         Whatever could start was started before: if nothing runs now, there is no sense in
         waiting for more steps to commit together.
         """
-        idle = not self._running and not self._digesting
-        outcomes = [] if idle else [*self._take_events(), *self._take_digests()]
+        outcomes = self._take_lookups() if self._cache is not None else []
+        idle = not self._begun
+        if not idle:
+            outcomes += [*self._take_events(), *self._take_digests()]
         due = self._committer.due()
         if due is not None and (due <= 0 or idle):
             outcomes += self._commit()
@@ -124,7 +145,8 @@ class Work:
 
     def ended_only(self) -> list[tuple[str, bool]]:
         """After the executor was closed: commit what had ended, forget what had not."""
-        self._running.clear()
+        for unfinished in (self._looking, self._running, self._restoring):
+            unfinished.clear()
         outcomes: list[tuple[str, bool]] = []
         while self._digesting:
             outcomes += self._take_digests(POLL)
@@ -137,9 +159,57 @@ class Work:
         self._thread.shutdown(cancel_futures=True)
         self._staging.close()
 
+    def _look(self, running: Running, lookup: Lookup) -> bool:
+        """Restore a step if it is found at once, run it if nothing is, and wait otherwise. False
+        where it fails already."""
+        assert self._cache is not None  # it made the lookup
+        if not self._cache.is_settled(lookup):
+            self._looking[running.step.name] = (running, lookup)
+            return True
+        action = self._cache.found(lookup)
+        if action is None:
+            return self._submit(running)
+        work = partial(self._cache.restore, lookup, action, running, self._finish)
+        if action.size < LARGE:
+            return self._take_restored(running, work())
+        self._restoring[running.step.name] = (running, self._thread.submit(work))
+        return True
+
+    def _take_lookups(self) -> list[tuple[str, bool]]:
+        failed = []
+        for name, (running, lookup) in list(self._looking.items()):
+            del self._looking[name]
+            if not self._look(running, lookup):
+                failed.append((name, False))
+        for name, (running, future) in list(self._restoring.items()):
+            if future.done():
+                del self._restoring[name]
+                if not self._take_restored(running, future.result()):
+                    failed.append((name, False))
+        for name, _ in failed:
+            self._ended(name)
+        return failed
+
+    def _take_restored(self, running: Running, finished: Finished | None) -> bool:
+        """A restored step waits for its group; one that could not be restored runs after all."""
+        name = running.step.name
+        if finished is None:
+            self._staging.discard(running.staging)
+            staging = self._staging.fresh(running.step.outputs.values())
+            return self._submit(running._replace(staging=staging))
+        for warning in finished.record["warnings"]:
+            self._display.say(f"{name}: warning: {warning}")
+        self._in_flight[name] = running
+        self._committer.add(finished)
+        self._ended(name)
+        return True
+
     def _take_events(self) -> list[tuple[str, bool]]:
         due = self._committer.due()
-        timeout = POLL_DIGESTING if self._digesting else min(POLL, POLL if due is None else due)
+        elsewhere = bool(self._looking or self._restoring or self._digesting)
+        timeout = POLL_DIGESTING if elsewhere else min(POLL, POLL if due is None else due)
+        if elsewhere and not self._running:
+            time.sleep(timeout)
         failed = []
         for event in self._executor.poll(timeout if self._running else 0.0):
             if isinstance(event, Progress):
@@ -188,12 +258,22 @@ class Work:
         return failed
 
     def _finish(
-        self, running: Running, ended: Ended, outputs: Sequence[stage.Output], sync: bool = False
+        self,
+        running: Running,
+        ended: Ended,
+        outputs: Sequence[stage.Output],
+        sync: bool = False,
+        restored: Mapping[str, str] | None = None,
+        origin: str = "",
     ) -> Finished:
-        """Digest the outputs. Runs in a thread where they are large; touches no shared state."""
+        """Digest the outputs. Runs in a thread where they are large; touches no shared state.
+
+        restored: the digests of files that come from the store, by path; origin: which.
+        """
+        hash_one = hash_file if restored is None else restored.__getitem__
         digests: dict[str, str] = {}
         for output in outputs:
-            digests |= stage.digest_output(output)
+            digests |= stage.digest_output(output, hash_one)
             for path in (*output.files, *output.folders) if sync else ():
                 fsync(path)
         name = running.step.name
@@ -210,6 +290,8 @@ class Work:
             "warnings": list(ended.warnings),
             "at": round(time.time(), 3),
         }
+        if origin:
+            record["restored"] = origin
         return Finished(name, running.staging, tuple(outputs), digests, record)
 
     def _commit(self) -> list[tuple[str, bool]]:
@@ -220,7 +302,12 @@ class Work:
             self._survey.built(finished.step, finished.record)
             forget_kept(self._folder, finished.step)
             record = finished.record
-            self._display.ended(finished.step, False, record["wall"], record["memory"])
+            if self._cache is not None:
+                self._cache.keep(finished)
+            if "restored" in record:
+                self._display.restored(finished.step, record["restored"])
+            else:
+                self._display.ended(finished.step, False, record["wall"], record["memory"])
         for finished, why in refused:
             running = self._in_flight.pop(finished.step)
             self._fail(running, why, None)

@@ -177,7 +177,7 @@ class Store:
                 return False
         except FileExistsError:
             return True  # just put by another process
-        os.chmod(path, READ_ONLY)
+        os.chmod(path, os.stat(path).st_mode & READ_ONLY)
         blob_stamps.note(self.root, entry.digest, stamp_of(os.stat(path)))
         return True
 
