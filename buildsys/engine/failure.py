@@ -26,7 +26,8 @@ class Failure(NamedTuple):
     log: str
 
     def __str__(self) -> str:
-        lines = [f"error: {self.step}: {self.error}"]
+        # What went wrong may be the text of an error, which begins with that word itself.
+        lines = [f"error: {self.step}: {self.error.removeprefix('error: ')}"]
         if self.ended is not None:
             lines.append(f"  {figures(self.ended)}")
             # A mistake of the user's has no traceback; a bug of a rule shows it.

@@ -1,6 +1,7 @@
 """Every command in the documents runs, and prints what the documents say it prints.
 
-A fenced block marked `console` holds commands (`$ ...`) and what they print. The blocks of
+A fenced block marked `console` holds commands (`$ ...`, going on in lines that begin with `> `)
+and what they print. The blocks of
 one document run in order in one fresh project folder. Each printed line that is shown must
 occur in the output, in that order; "..." stands for anything. A comment `# exit N` on a command
 names the exit code that it must end with (0 without).
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +34,12 @@ def commands(text: str) -> Iterator[Command]:
     for block in BLOCK.findall(text):
         parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
         for part in parts:
-            line, *shown = part.rstrip("\n").split("\n")
-            said = EXIT.search(line)
-            yield Command(line, int(said[1]) if said else 0, tuple(s for s in shown if s.strip()))
+            first, *others = part.rstrip("\n").split("\n")
+            more = list(takewhile(lambda line: line.startswith(">"), others))
+            line = "\n".join([first, *(each[2:] for each in more)])
+            said = EXIT.search(first)
+            shown = tuple(each for each in others[len(more) :] if each.strip())
+            yield Command(line, int(said[1]) if said else 0, shown)
 
 
 def matcher(line: str) -> re.Pattern[str]:
@@ -71,11 +76,12 @@ def test_commands_of_the_document_run_and_print_what_it_says(
             cwd=project,
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=600,
         )
-        printed = done.stdout + done.stderr
+        printed = done.stdout
         assert done.returncode == command.exit_code, f"$ {command.line}\n{printed}"
         absent = missing_line(command.shown, printed)
         assert absent is None, f"$ {command.line}\nshould print: {absent}\nprinted:\n{printed}"
