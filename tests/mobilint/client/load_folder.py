@@ -70,8 +70,10 @@ class Model:
         FED[self.part].append(array.copy())
         if self.part == "vision":
             return [PROMPT["vision_output"]]
-        call = len(FED["text"]) - 1
-        return [PROMPT["logits"][min(call, len(PROMPT["logits"]) - 1)][None, None, None]]
+        # The client may feed the prompt at once or token by token, as its transformers has it.
+        seen = sum(each.shape[2] for each in FED["text"])
+        answered = max(0, seen - PROMPT["input_ids"].shape[1])
+        return [PROMPT["logits"][answered][None, None, None]]
 
 
 def main() -> None:
@@ -102,7 +104,8 @@ def main() -> None:
     np.savez(
         fed,
         embedding=embedding.detach().float().numpy(),
-        **{f"{part}{i}": array for part, arrays in FED.items() for i, array in enumerate(arrays)},
+        text=np.concatenate(FED["text"], axis=2),
+        vision=np.stack(FED["vision"]),
     )
     tokens = ids[0, inputs["input_ids"].shape[1] :].tolist()
     answer = {
