@@ -24,10 +24,11 @@ SCRIPT = f"{OWN}/run.sh"
 BLOCK = 1 << 16
 # After the pipe has ended the program has 5 s for TERM, and the link some for the answer.
 GRACE = 20.0
+TENTHS = " ".join(str(number) for number in range(70))
 
 WATCHED = """exec 3<&0
 live={own}/live.$$
-: > $live || exit 1
+rm -f {own}/live.* && : > $live || exit 1
 if command -v setsid >/dev/null 2>&1; then
     group=-; setsid sh {script} {args} </dev/null &
 else
@@ -36,14 +37,19 @@ fi
 program=$!
 (
     cat <&3 >/dev/null
-    [ -e $live ] || exit 0
-    kill -TERM -- $group$program
-    for second in 1 2 3 4 5; do kill -0 -- $group$program || exit 0; sleep 1; done
-    kill -KILL -- $group$program
+    mv $live $live.ended || exit 0
+    kill -s TERM -- $group$program
+    for second in 1 2 3 4 5; do kill -s 0 -- $group$program || exit 0; sleep 1; done
+    kill -s KILL -- $group$program
 ) >/dev/null 2>&1 &
 wait $program
 code=$?
-rm -f $live
+rm $live 2>/dev/null && exit $code
+# It was ended by us: the answer is given when nothing of it is left.
+for tenth in {tenths}; do
+    kill -s 0 -- $group$program 2>/dev/null || break
+    sleep 0.1
+done
 exit $code"""
 
 
@@ -109,7 +115,7 @@ def run_on(
 ) -> Ended:
     """Run the script that is on the device and pass on what it prints. Raises LinkLost."""
     args = " ".join(quoted(word) for word in arguments)
-    script = WATCHED.format(own=OWN, script=SCRIPT, args=args)
+    script = WATCHED.format(own=OWN, script=SCRIPT, args=args, tenths=TENTHS)
     listening = Expected(run.output)
 
     def pass_on(stream: str) -> Callable[[bytes], None]:

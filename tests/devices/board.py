@@ -108,4 +108,5 @@ class Board:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait()
+        self._drain.terminate()
         self._drain.wait()

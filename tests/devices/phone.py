@@ -44,7 +44,16 @@ class Phone:
         self.folder = folder
         self.root = folder / "root"
         log = (folder / "namespace.log").open("w")
-        program = [sys.executable, "-m", phone_namespace.__name__]
+        # The first process of a namespace has to bury what is left behind by others.
+        program = [
+            "sh",
+            "-c",
+            '"$@"; exit $?',
+            "sh",
+            sys.executable,
+            "-m",
+            phone_namespace.__name__,
+        ]
         self._process = subprocess.Popen(
             [*UNSHARE, *program, str(folder), str(self.packages)],
             cwd=REPOSITORY,
