@@ -99,14 +99,14 @@ def profile(
     with _hooked(module, observers):
         for part in samples:
             for sample in part:
-                _run_head(module, hidden_states(module, sample))
+                run_head(module, hidden_states(module, sample))
                 done += sample.input_ids.shape[1]
                 progress(done, total, "tokens")
     return observers.results()
 
 
 @torch.inference_mode()
-def _run_head(module: nn.Module, hidden: Tensor) -> None:
+def run_head(module: nn.Module, hidden: Tensor) -> None:
     head: Any = module.lm_head
     for part in torch.split(hidden, HEAD_TOKENS):
         head(part)
