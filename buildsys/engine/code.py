@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from buildsys.engine.stamps import Stamps
     from buildsys.plan.graph import Json
 
+OWN = "buildsys"
 ROOMS = ("buildsys.quant", "buildsys.formats", "buildsys.models", "buildsys.rules")
 # The contract between rules and the engine decides no bytes.
 CONTRACT = frozenset({"buildsys.rules", "buildsys.rules.spec"})
@@ -41,16 +42,16 @@ class RuleCode:
         self._facts: dict[str, Json] = _read(store)
         self._listings: dict[str, frozenset[str]] = {}
         self._packages: dict[str, str | None] = {}
+        self._modules: dict[str, tuple[str | None, list[str]]] = {}
         self._digests: dict[str, str] = {}
         self._changed = False
 
     def digest(self, module: str) -> str:
         """The digest of all code behind the rule in `module`."""
         if module not in self._digests:
-            rooms = (*ROOMS, module.partition(".")[0]) if not module.startswith(ROOMS) else ROOMS
             hasher = blake3()
-            for name, digest in sorted(self._closure(module, rooms).items()):
-                hasher.update(f"{name}\0{digest}\0".encode())
+            for name, tree in sorted(self._closure(module).items()):
+                hasher.update(f"{name}\0{tree}\0".encode())
             self._digests[module] = hasher.hexdigest()
         return self._digests[module]
 
@@ -58,6 +59,7 @@ class RuleCode:
         """Files may have changed since; `stamps` must have been told as well."""
         self._digests.clear()
         self._listings.clear()
+        self._modules.clear()
 
     def save(self) -> None:
         """Write what was learnt; silently not, where the disk does not take it."""
@@ -72,25 +74,36 @@ class RuleCode:
             return  # the next run parses again, and that is all
         self._changed = False
 
-    def _closure(self, module: str, rooms: tuple[str, ...]) -> dict[str, str]:
+    def _closure(self, module: str) -> dict[str, str]:
         """Every module that counts -> the digest of its tree."""
         found: dict[str, str] = {}
         waiting, seen = [module], {module}
         while waiting:
             name = waiting.pop()
-            place = self._file(name)
-            if place is None:
-                continue
-            facts = self._facts_of(name, place)
-            if facts["kernel"]:
-                continue
-            found[name] = facts["tree"]
-            imports = [*facts["imports"], *(self._siblings(name) if facts["computed"] else ())]
-            for each in imports:
-                if each not in seen and each not in CONTRACT and _is_in(each, rooms):
-                    seen.add(each)
-                    waiting.append(each)
+            if name not in self._modules:
+                self._modules[name] = self._look_at(name)
+            tree, imports = self._modules[name]
+            if tree is not None:
+                found[name] = tree
+            new = [each for each in imports if each not in seen]
+            seen.update(new)
+            waiting += new
         return found
+
+    def _look_at(self, name: str) -> tuple[str | None, list[str]]:
+        """The digest of a module's tree (None: it does not count) and the modules, or what may
+        be modules, that it imports from rooms that count."""
+        place = self._file(name)
+        if place is None:
+            return None, []
+        facts = self._facts_of(name, place)
+        if facts["kernel"]:
+            return None, []
+        top = name.partition(".")[0]
+        rooms = ROOMS if top == OWN else (*ROOMS, top)
+        imports = [*facts["imports"], *(self._siblings(name) if facts["computed"] else ())]
+        counting = (each for each in imports if each.startswith(rooms) and each not in CONTRACT)
+        return facts["tree"], [each for each in counting if _is_in(each, rooms)]
 
     def _facts_of(self, name: str, place: str) -> Json:
         content = self._stamps.file(place, follow=True)
