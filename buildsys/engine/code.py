@@ -50,7 +50,7 @@ class RuleCode:
         """The digest of all code behind the rule in `module`."""
         if module not in self._digests:
             hasher = blake3()
-            for name, tree in sorted(self._closure(module).items()):
+            for name, tree in sorted(self.closure(module).items()):
                 hasher.update(f"{name}\0{tree}\0".encode())
             self._digests[module] = hasher.hexdigest()
         return self._digests[module]
@@ -74,7 +74,7 @@ class RuleCode:
             return  # the next run parses again, and that is all
         self._changed = False
 
-    def _closure(self, module: str) -> dict[str, str]:
+    def closure(self, module: str) -> dict[str, str]:
         """Every module that counts -> the digest of its tree."""
         found: dict[str, str] = {}
         waiting, seen = [module], {module}

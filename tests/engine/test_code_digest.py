@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,16 @@ def test_null_survey_parses_nothing(chain: Shop, monkeypatch: pytest.MonkeyPatch
     for path in (chain.root / PACKAGE).glob("*.py"):
         os.utime(path)
     assert chain.build().ran == []
+
+
+def test_code_behind_a_real_rule_is_its_mathematics_and_not_the_engine(tmp_path: Path) -> None:
+    stamps_here = stamps.Stamps(str(tmp_path), str(tmp_path / "stamps"))
+    rules = code.RuleCode(stamps_here, str(tmp_path / "code"), tuple(sys.path))
+    behind = rules.closure("buildsys.rules.int8_checkpoint")
+    assert {"buildsys.quant.int8", "buildsys.models.qwen2", "buildsys.formats.tensors"} <= set(
+        behind
+    )
+    rooms = {name.split(".")[1] for name in behind}
+    assert rooms == {"rules", "quant", "formats", "models"}
+    assert "buildsys.rules.spec" not in behind
+    assert rules.closure("buildsys.rules.command").keys() == {"buildsys.rules.command"}
