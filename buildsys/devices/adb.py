@@ -38,7 +38,7 @@ def find_adb(given: str | None = None) -> str:
         found = shutil.which(Path(wanted).expanduser())
         if found is None:
             raise ToolchainMissing(f"there is no adb at '{wanted}'", remedy="correct --adb or $ADB")
-        return found
+        return str(found)
     return shutil.which("adb") or _bundled() or _missing()
 
 

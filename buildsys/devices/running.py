@@ -185,7 +185,7 @@ class Ending:
 
 def stream_output(started: Started, write: Callable[[bytes], None]) -> bytes:
     """Pass on everything that cannot be the end mark; returns what is left: the mark, if any."""
-    sign = f"\n{started.mark}:".encode()
+    sign = f"{started.mark}:".encode()
     kept = b""
     while data := os.read(started.stdout.fileno(), BLOCK):
         kept += data

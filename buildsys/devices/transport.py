@@ -1,8 +1,8 @@
 """Starts scripts on a device and believes only those whose end mark came back.
 
 adb returns 0 when the link is lost in the middle of a command, and ssh's 255 may be its own or
-the program's. So every script is followed by a line with a random mark and the exit code; where
-that line is missing, the link was lost, whatever the client says.
+the program's. So every script is followed by a random mark and the exit code; where
+that is missing, the link was lost, whatever the client says.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def quoted(text: str) -> str:
 
 def marked(script: str, mark: str) -> str:
     """A script that prints its end mark, whatever its commands do or print."""
-    return f"(\n{script}\n)\nprintf '\\n%s:%s\\n' {mark} \"$?\""
+    return f"(\n{script}\n)\nprintf '%s:%s\\n' {mark} \"$?\""
 
 
 class Started:
@@ -118,7 +118,7 @@ class Started:
 
         Raises LinkLost without the end mark.
         """
-        body, found, code = output.rpartition(f"\n{self.mark}:".encode())
+        body, found, code = output.rpartition(f"{self.mark}:".encode())
         self.process.wait()
         self._listener.join()
         if not found or not code.endswith(b"\n"):

@@ -63,11 +63,15 @@ class Cable:
             threading.Thread(target=self._pass, args=(device, host, False), daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
-        with contextlib.suppress(OSError), source, sink:
+        with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
                 if counted and not self._allowed(len(data)):
                     return
                 sink.sendall(data)
+        # Not closed: that sends nothing while the other thread waits in recv.
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _allowed(self, count: int) -> bool:
         with self.lock:

@@ -202,7 +202,7 @@ def test_caches_go_before_new_models_come(target: Target) -> None:
             seen.append(target.content()[cache])
 
     target.deploy(target.file("int8.mllm", b"two"), program, on=look)
-    assert seen == [b"one"]
+    assert set(seen) == {b"one"}
     assert cache not in target.content()
     target.deploy(target.file("int8.mllm", b"two"), program, run=True)
     assert target.content()[cache] == b"two"
@@ -244,7 +244,7 @@ def test_results_come_back_whole(target: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "sign", "count"), [(b"ab\n", b"\nxy:", 1), (b"\nx\nx", b"\nxy:", 2), (b"", b"\n:", 0)]
+    ("data", "sign", "count"), [(b"abx", b"xy:", 1), (b"xyzxy", b"xy:", 2), (b"", b"x:", 0)]
 )
 def test_what_may_be_an_end_mark_is_held_back(data: bytes, sign: bytes, count: int) -> None:
     assert could_begin(data, sign) == count
