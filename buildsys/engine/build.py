@@ -164,10 +164,10 @@ def refuse_missing(survey: Survey, request: Request) -> None:
             refused.setdefault(str(verdict.reasons[0]), []).append(name)
     if refused:
         told = "; ".join(f"{', '.join(names)}: {why}" for why, names in refused.items())
-        raise ToolchainMissing(
-            f"cannot be made here: {told}",
-            remedy="install what is missing, or mark the artifact `optional: true`",
-        )
+        names = [name for each in refused.values() for name in each]
+        how = list(dict.fromkeys(filter(None, map(survey.why_missing, names))))
+        how.append("install what is missing, or mark the artifact `optional: true`")
+        raise ToolchainMissing(f"cannot be made here: {told}", remedy="\n".join(how))
 
 
 def to_run(survey: Survey, selection: Collection[str], temporaries: Temporaries) -> list[str]:

@@ -146,11 +146,13 @@ class Survey:
             return FRESH
         return Verdict("fresh", (), absent=True) if step.temporary else Verdict("stale", wrong)
 
+    def why_missing(self, step: str) -> str | None:
+        """What was looked for in vain for a step of its own toolchain, and how to get it."""
+        return self._machine.missing.get(self.plan.steps[step].toolchain or "")
+
     def _why_skipped(self, step: Step) -> Reason | None:
         if step.toolchain is not None and step.toolchain not in self._machine.toolchains:
-            why = self._machine.missing.get(step.toolchain)
-            message = f"toolchain '{step.toolchain}' is not installed"
-            return Reason(f"{message}: {why}" if why else message)
+            return Reason(f"toolchain '{step.toolchain}' is not installed")
         wanted = int(step.resources.get("gpu") or 0)
         if wanted > self._machine.gpus:
             return Reason(f"it needs {wanted} GPU, and there are {self._machine.gpus} here")

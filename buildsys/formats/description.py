@@ -16,6 +16,7 @@ from buildsys.formats.errors import FormatError
 from buildsys.formats.mllm_source import MllmSource
 from buildsys.formats.mllm_tokenizer import MAGIC as VOCABULARY_MAGIC
 from buildsys.formats.mllm_tokenizer import read_mllm_vocabulary
+from buildsys.formats.mxq_file import MXQ_MAGIC, read_mxq_summary
 from buildsys.formats.rotation_file import load_rotation, matrices_of
 from buildsys.formats.tensors import JoinedSource, TensorSource
 from buildsys.formats.torch_file import TorchFileSource, load_guarded
@@ -51,7 +52,7 @@ class Description:
 
 
 def describe(path: str | PathLike[str]) -> Description:
-    """Describe a checkpoint, a rotation, a .mllm vocabulary or an ELF file.
+    """Describe a checkpoint, a rotation, a .mllm vocabulary, an .mxq or an ELF file.
 
     Raises FormatError for a file that is none of these, or is damaged.
     """
@@ -59,6 +60,8 @@ def describe(path: str | PathLike[str]) -> Description:
     start = _first_bytes(place)
     if start == ELF_MAGIC:
         return Description(place, "ELF", metadata=asdict(read_elf_header(place)))
+    if start == MXQ_MAGIC:
+        return Description(place, "mxq", metadata=read_mxq_summary(place))
     if start == VOCABULARY_MAGIC.to_bytes(4, "little"):
         tokens = read_mllm_vocabulary(place)
         return Description(place, "mllm vocabulary", metadata={"tokens": len(tokens)})
