@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from buildsys.engine.display import PlainDisplay
 from buildsys.engine.executor import Ended, Event, Order
 from buildsys.engine.folder import BuildFolder
 from buildsys.engine.project import Project, Scene, survey_of
+from buildsys.engine.storing import StepCache
 from buildsys.errors import Location
 from buildsys.plan.graph import Gate, Plan, Ref, Source, Step
 from buildsys.plan.order import topological
@@ -110,6 +112,7 @@ class Shop:
         self.steps: dict[str, Step] = {}
         self.gates: list[Gate] = []
         self.actions: dict[str, Action] = {}
+        self.cache: Callable[..., StepCache | None] = lambda folder, stamps, say: None
         self.parts: tuple[Any, ...] = ()
         (root / PACKAGE).mkdir()
         self.code("__init__", "")
@@ -176,10 +179,14 @@ class Shop:
         selection = upstream(project.plan, wanted)
         named = frozenset(wanted) if words else frozenset()
         forget_modules()
-        tools = Tools(lambda _: InProcess(self.actions, ran), lambda: Say(said), said.append, at)
+        runs = partial(self._executor, ran)
+        tools = Tools(runs, lambda: Say(said), said.append, at, self.cache)
         asked = Request(selection, named, **request)
         _, scene, outcome = build_what_is_stale(project, asked, tools)
         return Built(ran, said, scene, outcome)
+
+    def _executor(self, ran: list[str], lock_fd: int) -> InProcess:
+        return InProcess(self.actions, ran)
 
     def survey(self) -> Scene:
         """Every step judged, nothing built."""

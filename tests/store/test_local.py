@@ -14,11 +14,16 @@ import pytest
 from blake3 import blake3
 
 from buildsys.store import blob_stamps
-from buildsys.store.actions import Entry
-from buildsys.store.local import LINKED, Store
+from buildsys.store.actions import Action, Entry
+from buildsys.store.local import LINKED, Put, Store
 from tests.store.conftest import LARGE, key_of, put, restored
 
-FILES = {"small": b"one", "dir/large": bytes(range(256)) * 8192, "dir/run!": b"#!/bin/sh\n", "e": b""}
+FILES = {
+    "small": b"one",
+    "dir/large": bytes(range(256)) * 8192,
+    "dir/run!": b"#!/bin/sh\n",
+    "e": b"",
+}
 
 
 def entry_of(content: bytes, path: str = "f") -> Entry:
@@ -106,9 +111,6 @@ def test_blob_whose_links_changed_is_read_once_and_then_vouched_for(
 def test_file_that_changed_since_its_commit_is_not_stored(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"other")
-    from buildsys.store.actions import Action
-    from buildsys.store.local import Put
-
     action = Action((entry_of(b"bytes"),), (), {}, {})
     store.put([Put(key_of("step"), action, {"f": str(path)})])
     assert store.action(key_of("step")) is None
@@ -218,9 +220,6 @@ def test_full_disk_leaves_the_store_as_it_was(store: Store, tmp_path: Path) -> N
 
 
 def put_existing(store: Store, path: Path) -> None:
-    from buildsys.store.actions import Action
-    from buildsys.store.local import Put
-
     entry = entry_of(path.read_bytes())
     store.put([Put(key_of("big"), Action((entry,), (), {}, {}), {"f": str(path)})])
 

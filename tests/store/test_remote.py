@@ -23,7 +23,12 @@ from tests.store.conftest import FACTS, KEY, LARGE, key_of, put, restored
 from tests.store.servers import WebServer
 
 NOISE = random.Random(7).randbytes(LARGE)
-FILES = {"a": b"one", "dir/packs": b"weights " * 200_000, "dir/run!": b"#!/bin/sh\n", "noise": NOISE}
+FILES = {
+    "a": b"one",
+    "dir/packs": b"weights " * 200_000,
+    "dir/run!": b"#!/bin/sh\n",
+    "noise": NOISE,
+}
 STEP = key_of("step")
 
 
