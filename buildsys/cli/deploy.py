@@ -48,9 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adb", metavar="PROGRAM", help="the adb to use")
     parser.add_argument("--json", action="store_true", help="events as lines of JSON")
-    parser.add_argument(
-        "arguments", nargs="*", metavar="-- ARGS", help="further arguments of what is run"
-    )
+    parser.epilog = "With --run, what stands after -- is given to the program."
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,21 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sort_words(args: argparse.Namespace) -> None:
-    """What argparse cannot tell: the recipe may stand after --device, and before `--` there is
-    nothing but the recipe."""
+    """`--device recipe.yaml` names the recipe and no device; ARGS need something that runs."""
     for at, word in enumerate(args.devices or ()):
-        if word.endswith(SUFFIX):
-            if args.words is not None:
-                args.arguments.insert(0, args.words)
+        if word.endswith(SUFFIX) and args.words is None:
             args.words, args.devices[at] = word, NONE_GIVEN
     if args.words is not None and not args.words.endswith(SUFFIX):
-        args.arguments.insert(0, args.words)
-        args.words = None
-    if args.arguments and not args.run:
-        raise UsageError(
-            f"'{args.arguments[0]}' is neither a recipe nor an option",
-            remedy="arguments of the program stand after --, with --run",
-        )
+        raise UsageError(f"'{args.words}' is no recipe: its name would end in {SUFFIX}")
+    if args.rest and not args.run:
+        raise UsageError("arguments after -- are for the program", remedy="add --run")
 
 
 def build_what_is_pushed(
@@ -121,17 +112,18 @@ def payloads(
     from buildsys.devices import lineage
     from buildsys.devices.built import check_built, check_gates
     from buildsys.devices.host_files import HostFiles
-    from buildsys.devices.payload import files_of, items, wanted_artifacts
+    from buildsys.devices.payload import files_of, items, toolchain_roots, wanted_artifacts
     from buildsys.recipe.nodes import plain
 
     own = plain(mine.entries["toolchains"]) if mine and "toolchains" in mine.entries else {}
+    roots = toolchain_roots(devices, project.plan.recipe, own)
     known = HostFiles(project.folder.own("sha256"))
     files = {}
     wanted = {device.name: wanted_artifacts(device, project.plan) for device in devices}
     done = check_built(project, [name for names in wanted.values() for name in names], say)
     check_gates(project)
     for device in devices:
-        things = items(device, project.plan, project.folder.root, own)
+        things = items(device, project.plan, project.folder.root, roots)
         files[device.name] = files_of(things, known)
         lineage.check_rotations(project.plan, done, wanted[device.name], files[device.name])
     known.save()
@@ -146,7 +138,7 @@ def task_of(args: argparse.Namespace, project: Project) -> Task:
         options=Options(args.verify, args.prune, args.replace_in_place),
         dry_run=args.dry_run,
         run=args.run,
-        arguments=tuple(args.arguments),
+        arguments=tuple(args.rest),
         adb=args.adb,
         results=os.path.join(project.folder.root, RESULTS),
     )

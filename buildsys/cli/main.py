@@ -30,6 +30,8 @@ VERBS = {
     "cache": "what the store holds; check it, collect its garbage",
     "schema": "the JSON Schema of recipes, for editors",
 }
+# What stands after `--` is for the program that these run.
+PASS_ON = ("deploy",)
 
 
 def make_parser(verb: str | None) -> argparse.ArgumentParser:
@@ -72,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed, 2 usage, 3 missing, 130)."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words and words[0] in VERBS else None
+    rest: list[str] = []
+    if verb in PASS_ON and "--" in words:
+        at = words.index("--")
+        words, rest = words[:at], words[at + 1 :]
     args = parse(make_parser(verb), words)
+    args.rest = rest
     try:
         code: int = importlib.import_module(f"buildsys.cli.{args.verb}").run(args)
     except KeyboardInterrupt:

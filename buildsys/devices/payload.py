@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,6 +81,20 @@ def items(device: Device, plan: Plan, build: str, toolchains: Mapping[str, str])
             source = plan.sources.get(name)
             path = source.paths["path"] if source is not None else f"{build}/{name}"
             yield Item(name, path, push.to, push)
+
+
+def toolchain_roots(
+    devices: Sequence[Device], recipe: str, own: Mapping[str, str]
+) -> dict[str, str]:
+    """Where the toolchains are that `push` names: as the user's file says, else as found."""
+    from buildsys.toolchains.definitions import folders_for
+    from buildsys.toolchains.finding import find_toolchains
+
+    pushed = [push.what for device in devices for push in device.push]
+    named = {what.removeprefix(TOOLCHAIN).partition("/")[0] for what in pushed if TOOLCHAIN in what}
+    found = find_toolchains(named - set(own), folders_for(recipe), os.environ).found
+    roots = {name: each.fields["root"] for name, each in found.items() if "root" in each.fields}
+    return {**roots, **own}
 
 
 def _of_toolchain(push: Push, toolchains: Mapping[str, str]) -> list[str]:

@@ -107,7 +107,7 @@ def test_a_host_key_that_is_unknown_or_changed_is_refused(board: Board) -> None:
     for known, remedy in (("", "log in once"), (other_key(board), "has changed")):
         board.know_host(known)
         transport = SshTransport(Address(**board.where()))
-        with pytest.raises(DeviceError, match="^error: ssh 127") as caught:
+        with pytest.raises(DeviceError, match=r"^error: ssh 127") as caught:
             transport.connect()
         transport.close()
         assert remedy in str(caught.value.remedy)
