@@ -204,3 +204,34 @@ def test_the_vendors_own_key_is_lost_under_transformers_5_and_that_is_seen(
     found = answer(python, folder, tmp_path / "prompt.npz", tmp_path / "fed.npz")
     assert found["missing"] == [KEYS[0]]
     assert found["unexpected"] == [KEYS[1]]
+
+
+def test_the_vendors_runtime_refuses_what_is_no_mxq(client: Any, tmp_path: Path) -> None:
+    """`qbuild inspect` of an .mxq asks the real runtime, which needs no card."""
+    (tmp_path / "a.mxq").write_bytes(b".MXQ and nothing of its own after it")
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[3])}
+    done = subprocess.run(
+        [str(client("5.17.0")), "-m", "buildsys", "inspect", str(tmp_path / "a.mxq")],
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Mobilint's runtime cannot read it" in done.stderr
+
+
+def test_the_run_script_says_that_the_card_is_missing(client: Any, tmp_path: Path) -> None:
+    """The preflight of run_mblt.py, with the vendor's runtime and no card."""
+    from buildsys.rules.script import find_template, render
+
+    source = find_template("run_mblt.py.j2").read_text(encoding="utf-8")
+    script = tmp_path / "run_mblt.py"
+    script.write_text(render(source, {"mxq": ["a.mxq"]}, "run_mblt.py.j2"), encoding="utf-8")
+    words = [str(client("5.17.0")), str(script), "--image", "photo.png", "--check"]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "model.safetensors is missing" in done.stderr) == (3, True)
+    (folder / "model.safetensors").touch()
+    (folder / "a.mxq").touch()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "no NPU is found" in done.stderr) == (3, True)
