@@ -94,3 +94,10 @@ def test_readme_opens_with_its_two_commands() -> None:
         "pip install -e '.[dev]' && qbuild all recipes/qwen2vl.yaml",
         "pip install -e '.[dev]' && pytest",
     ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
+    missing = [target for target in targets if not (document.parent / target).exists()]
+    assert missing == []
