@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from buildsys.store.remote import Remote
 
 QUICK = 0.1  # seconds: what is made faster is not kept, unless machines share it
-PATIENCE = 5.0  # seconds without a byte from the shared cache
+FIRST_PATIENCE = 2.5  # seconds until the shared cache says its first word
+PATIENCE = 10.0  # and without another byte after that
 FETCHERS, SENDERS = 4, 2
 FACTS = ("wall", "cpu", "memory", "notes", "warnings")
 HERE, THERE = "the store", "the shared cache"
@@ -63,8 +65,8 @@ class Finish(Protocol):
 
 
 class Lookup:
-    """A search for an action that may take a while. heard: when something last arrived; 0.0
-    before it begins."""
+    """A search for an action that may take a while. heard: when it began or something last
+    arrived; 0.0 before."""
 
     def __init__(self, key: str, origin: str, clock: Callable[[], float]) -> None:
         self.key = key
@@ -76,8 +78,8 @@ class Lookup:
     def hear(self) -> None:
         self.heard = self._clock()
 
-    def is_overdue(self) -> bool:
-        return self.heard > 0 and self._clock() - self.heard > PATIENCE
+    def is_silent_for(self, patience: float) -> bool:
+        return self.heard > 0 and self._clock() - self.heard > patience
 
 
 class StepCache:
@@ -129,18 +131,17 @@ class StepCache:
         if remote is None or not remote.reads:
             return None
         lookup.origin = THERE
-
-        def fetch() -> Action | None:
-            lookup.hear()
-            return remote.fetch(key, lookup.hear)
-
-        lookup.future = self._fetchers.submit(fetch)
+        lookup.future = self._fetchers.submit(partial(remote.fetch, key, lookup.hear))
         return lookup
 
     def is_settled(self, lookup: Lookup) -> bool:
         """Is it known what there is? A shared cache that stays silent is given up."""
-        if not lookup.future.done() and lookup.is_overdue() and self._remote is not None:
-            self._remote.give_up(f"no answer for {PATIENCE:.0f} s")
+        remote = self._remote
+        if lookup.future.done() or remote is None:
+            return True
+        patience = PATIENCE if remote.answered else FIRST_PATIENCE
+        if not remote.reads or lookup.is_silent_for(patience):
+            remote.give_up(f"no answer for {patience:g} s")
             lookup.future = Future()
             lookup.future.set_result(None)
         return lookup.future.done()

@@ -37,7 +37,10 @@ class StoreTrouble(Exception):
 
 
 class Remote:
-    """Never raises but StoreTrouble; used by several threads. warn: a line for the person."""
+    """Never raises but StoreTrouble; used by several threads. warn: a line for the person.
+
+    reads, writes: is it still used for that; answered: has it ever?
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Remote:
     ) -> None:
         self.name = without_password(url)
         self.reads = True
+        self.answered = False
         self.writes = key is not None
         self._url = url
         self._key = key
@@ -105,10 +109,14 @@ class Remote:
             if len(data) > LONGEST_RECORD:
                 raise TooLong("a record without end")
 
+        there = self._there()
+        heard()
         try:
-            if not self._there().read(f"ac/{key}", take):
-                return None
+            found = there.read(f"ac/{key}", take)
+            self.answered = True
             heard()
+            if not found:
+                return None
             action, packed = self._believed(key, bytes(data))
             for entry in action.files:
                 if not self._store.holds(entry):
