@@ -11,6 +11,7 @@ from buildsys.errors import UsageError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_folder_words(parser, targets=True)
+    parser.epilog = "Without targets: every artifact of the recipe. Never anything else."
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--stale", action="store_true", help="only what the recipe no longer makes (orphans)"
