@@ -7,7 +7,7 @@ not survive the meta device, so they are computed anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from buildsys.models.open import Model
 
 if TYPE_CHECKING:
     from buildsys.formats.tensors import TensorSource
+    from buildsys.models.family import Family
     from buildsys.models.samples import Sample
 
 
@@ -32,20 +33,50 @@ def load_module(
     Peak memory: the module plus one tensor. Raises ModelError for a missing tensor.
     """
     source = model.tensors if tensors is None else tensors
+    module = skeleton(model, source)
+    fill(module, "", source, model.family, dtype)
+    return module
+
+
+def skeleton(model: Model, source: TensorSource) -> nn.Module:
+    """`load_module`'s module with its parameters on the meta device: `fill` gives them values."""
     module = _empty_module(model)
-    present = set(source.names())
-    _replace_layer_norms(module, present)
+    _replace_layer_norms(module, set(source.names()))
     _restore_rotary_buffers(module)
-    head, embedding = model.family.head.weight_name, model.family.embedding.weight_name
-    for owner, attribute, name in _parameters(module):
-        stored = embedding if name == head and head not in present else name
+    return module.eval()
+
+
+def fill(
+    part: nn.Module,
+    name: str,
+    source: TensorSource,
+    family: Family,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give every parameter of `part` (whose classic name is `name`, "" for a whole module) its
+    value. Peak memory: the part plus one tensor. Raises ModelError for a missing tensor."""
+    present = set(source.names())
+    for owner, attribute, full in _parameters(part, name):
+        stored = stored_name(full, present, family)
         if stored not in present:
             raise ModelError("is missing", file=source.path, tensor=stored)
         # A copy: the source's tensor may lie over a mapped file that is released below.
         weights = source.read(stored).to(dtype, copy=True)
         setattr(owner, attribute, nn.Parameter(weights, requires_grad=False))
         source.release(stored)
-    return module.eval()
+
+
+def empty(part: nn.Module) -> None:
+    """Take the values away again: parameters go back to the meta device."""
+    for owner, attribute, _ in _parameters(part, ""):
+        there = torch.empty_like(getattr(owner, attribute), device="meta")
+        setattr(owner, attribute, nn.Parameter(there, requires_grad=False))
+
+
+def stored_name(name: str, present: Collection[str], family: Family) -> str:
+    """The tensor that a parameter is read from: a head that is not stored is the embedding."""
+    tied = name == family.head.weight_name and name not in present
+    return family.embedding.weight_name if tied else name
 
 
 def model_inputs(module: nn.Module, sample: Sample) -> dict[str, Tensor | bool]:
@@ -130,9 +161,8 @@ def _restore_rotary_buffers(module: nn.Module) -> None:
             setattr(module.get_submodule(parent), attribute, rotary(child.config))
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """(owner, attribute, classic name) of every parameter."""
-    for prefix, owner in list(module.named_modules()):
+def _parameters(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, str, str]]:
+    """(owner, attribute, classic name) of every parameter of the module of that name."""
+    for path, owner in list(module.named_modules()):
         for attribute, _ in list(owner.named_parameters(recurse=False)):
-            full = f"{prefix}.{attribute}" if prefix else attribute
-            yield owner, attribute, to_classic(full)
+            yield owner, attribute, to_classic(".".join(filter(None, (name, path, attribute))))

@@ -1,12 +1,16 @@
 """Rule `activation-scales`: static ranges of what every linear reads and writes.
 
 Text and images together: the language model sees merged vision tokens, and the vision tower
-gets ranges of its own. Statistics stream past; no activation is stored.
+gets ranges of its own. All samples go through one layer at a time, which alone is in memory;
+a killed run goes on behind the last finished layer.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildsys.rules.lineage import same_inputs
@@ -54,28 +58,29 @@ RULE = Rule(
     worker="python",
     threads=2,
     float_sums=True,
+    resumable=True,
     check=check,
 )
 
 
 def make(step: StepContext) -> None:
     """Profile. Raises ModelError naming a bad sample, QuantError where activations overflow."""
-    from buildsys.models.profile import profile
+    from buildsys.models.profile_layers import profile_layers
     from buildsys.models.rotated import rotated_tensors
-    from buildsys.models.runtime import load_module
     from buildsys.models.scales import write_scales
 
     model, rotations, rescale = open_inputs(step)
     samples = open_step_samples(step, model)
-    module = load_module(model, rotated_tensors(model, rotations, rescale=rescale))
-    statistics = profile(
-        model.family,
-        module,
-        samples,
-        mode=step.options["statistics"],
-        no_bias=step.options["no_bias"],
-        progress=step.progress,
-    )
+    with _states_folder(step) as folder:
+        statistics = profile_layers(
+            model,
+            rotated_tensors(model, rotations, rescale=rescale),
+            samples,
+            folder,
+            mode=step.options["statistics"],
+            no_bias=step.options["no_bias"],
+            progress=step.progress,
+        )
     unseen = [
         linear.name
         for linear in model.family.linears.values()
@@ -84,6 +89,16 @@ def make(step: StepContext) -> None:
     if unseen:
         step.warn(f"{len(unseen)} linears saw no sample and have no scale, such as {unseen[0]}")
     write_scales(step.out, statistics, made_with(step, samples))
+
+
+@contextmanager
+def _states_folder(step: StepContext) -> Iterator[Path]:
+    """Where hidden states are kept: over a kill, where the engine can."""
+    if step.kept is not None:
+        yield step.kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def open_step_samples(step: StepContext, model: Model) -> list[Samples]:
