@@ -22,7 +22,8 @@ TOOLCHAIN = "toolchain:"
 
 
 class Item(NamedTuple):
-    """One thing that `push` means. name: the artifact or source, "" for a toolchain's file.
+    """One thing that `push` means. name: the artifact or source; of a toolchain's file
+    what `push` calls it.
     path: where it lies here (a folder's ends in "/"). to: as in `push`."""
 
     name: str
@@ -32,7 +33,8 @@ class Item(NamedTuple):
 
 
 class PushFile(NamedTuple):
-    """One file. target: below the root. artifact: whose file it is, "" for none."""
+    """One file. target: below the root. artifact: the `Item.name` that it is of,
+    "" for none."""
 
     target: str
     path: str
@@ -75,7 +77,7 @@ def items(device: Device, plan: Plan, build: str, toolchains: Mapping[str, str])
     for push in device.push:
         if push.what.startswith(TOOLCHAIN):
             for path in _of_toolchain(push, toolchains):
-                yield Item("", path, push.to, push)
+                yield Item(push.what, path, push.to, push)
             continue
         for name in _meant(push, plan):
             source = plan.sources.get(name)
