@@ -20,6 +20,7 @@ INTERRUPTED = 130
 VERBS = {
     "all": "build every artifact of the recipe that is stale",
     "build": "build the named artifacts and what they need",
+    "adopt": "take an artifact that was made elsewhere",
     "clean": "remove artifacts",
     "status": "what is fresh, stale, skipped or orphaned",
     "why": "why an artifact would be built again",

@@ -50,6 +50,7 @@ class Machine(NamedTuple):
 
 
 FRESH = Verdict("fresh")
+ADOPTED = "adopted"  # in place of what was looked up on the machine that made it
 
 
 class Survey:
@@ -132,9 +133,20 @@ class Survey:
         return changed
 
     def _decide(self, step: Step) -> Verdict:
+        no_longer: tuple[Reason, ...] = ()
+        if self._is_adopted(step):
+            # Made elsewhere: as long as it is fresh, nobody needs to be able to make it here.
+            verdict = self._compared(step)
+            if verdict.state == "fresh":
+                return verdict
+            no_longer = verdict.reasons
         missing = self._why_skipped(step)
         if missing is not None:
-            return Verdict("skipped", (missing,))
+            return Verdict("skipped", (missing, *no_longer))
+        return self._compared(step)
+
+    def _compared(self, step: Step) -> Verdict:
+        """With what the journal says of it; whether it can be made here does not count."""
         reasons = self._reasons(step)
         if reasons:
             return Verdict("stale", tuple(reasons))
@@ -165,6 +177,25 @@ class Survey:
                     return Reason(f"needs {ref.name}: {maker.reasons[0].text}")
         return None
 
+    def _is_adopted(self, step: Step) -> bool:
+        """Whether it was made elsewhere, and is to stay: what this machine has does not count."""
+        record = self.entries.done.get(step.name)
+        return record is not None and record["lookups"] == ADOPTED and step.name not in self._forced
+
+    def adopted(self, step: Step) -> dict[str, Json]:
+        """What a journal line says of a step's making, for outputs that were made elsewhere."""
+        facts = self.blueprint.rules[step.rule]
+        parts = {**fixed_parts(step, self.plan, facts.templates), "toolchain": ADOPTED}
+        inputs, _ = self._inputs(step, facts)
+        return {
+            "key": key_digest({**parts, "inputs": inputs}),
+            "fixed": self.blueprint.fixed[step.name],
+            "lookups": ADOPTED,
+            "inputs": inputs,
+            "parts": parts,
+            "why": ["adopted"],
+        }
+
     def _reasons(self, step: Step) -> list[Reason]:
         """Why the step must run, whatever becomes of what it reads."""
         if step.name in self._forced:
@@ -178,9 +209,10 @@ class Survey:
         reasons: list[Reason] = []
         if record["fixed"] != self.blueprint.fixed[step.name]:
             reasons += _differences(record, fixed_parts(step, self.plan, facts.templates))
-        looked_up, digest = self._lookups(step, facts)
-        if record["lookups"] != digest:
-            reasons += _differences(record, looked_up)
+        if not self._is_adopted(step):
+            looked_up, digest = self._lookups(step, facts)
+            if record["lookups"] != digest:
+                reasons += _differences(record, looked_up)
         inputs, complete = self._inputs(step, facts)
         if record["inputs"] != inputs:
             before = record["inputs"]
