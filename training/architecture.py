@@ -21,10 +21,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 def classic_config(tokenizer: "Tokenizer", dtype: torch.dtype) -> dict[str, Any]:
-    """config.json in the layout that Qwen2-VL checkpoints have on the hub.
-
-    rope_theta is 1e4 instead of Qwen2-VL's 1e6, because contexts are short.
-    """
+    """config.json in the layout that Qwen2-VL checkpoints have on the hub."""
 
     def token(name: str) -> int:
         return special_id(tokenizer, name)
@@ -47,7 +44,7 @@ def classic_config(tokenizer: "Tokenizer", dtype: torch.dtype) -> dict[str, Any]
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
         "rope_scaling": {"mrope_section": [8, 12, 12], "type": "mrope"},
-        "rope_theta": 10000.0,
+        "rope_theta": 1000000.0,
         "sliding_window": 2048,
         "tie_word_embeddings": True,
         "torch_dtype": str(dtype).removeprefix("torch."),

@@ -18,9 +18,9 @@ layers, 4 heads on 2 key-value heads, mrope, and a vision transformer of width 1
 80, depth 2, patch 14, 2x2 merger). Tied embeddings, q/k/v biases that are not zero, weights in
 {dtype}. Licence: Apache-2.0; nothing in it comes from another model or data set.
 
-It answers five kinds of questions about pictures of coloured shapes on a 3x3 grid (three
-sizes, distractors, noisy dark ground), and it has learned a small invented English. It knows
-nothing else.
+It answers six kinds of questions about pictures of coloured shapes on a 3x3 grid (three sizes,
+distractors, noisy dark ground), all of them about what is where, and it has learned a small
+invented English. It knows nothing else.
 
 ## How it was made
 

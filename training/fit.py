@@ -13,17 +13,17 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from training.batches import CELL_CLASSES, Batch, Sampler
 from training.forward import encode_pictures, label_logits, labels_of
-from training.questions import TRAINING_KINDS
+from training.questions import KINDS
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Sizes and rates of a training run."""
 
-    steps: int = 1900
+    steps: int = 1700
     warm_up: int = 100
     pictures: int = 16
-    kinds: tuple[str, ...] = TRAINING_KINDS
+    kinds: tuple[str, ...] = KINDS
     text_every: int = 4
     text_windows: int = 2
     text_length: int = 512

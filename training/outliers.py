@@ -29,9 +29,9 @@ class Strengths:
     """How strong each kind of outlier is made; a strength of none leaves the kind out."""
 
     turn: bool = True
-    gain_spread: float = 0.35  # sigma of the log-normal norm gains
-    large_gains: tuple[float, ...] = (8.0, 6.0, 4.0)  # gains of single channels, per norm
-    up_factors: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0)  # powers of two, per layer
+    gain_spread: float = 0.6  # sigma of the log-normal norm gains
+    large_gains: tuple[float, ...] = (128.0, 64.0, 32.0)  # gains of single channels, per norm
+    up_factors: tuple[float, ...] = (32.0, 32.0, 16.0, 16.0)  # powers of two, per layer
 
 
 def to_float64(state: StateDict) -> StateDict:

@@ -2,7 +2,7 @@
 
     python -m training.train --out DIR [--weights DIR/trained.safetensors]
 
-One thread, about 25 CPU-minutes with AMX or AVX512-BF16. DIR gets `trained.safetensors`
+One thread, about 21 CPU-minutes with AMX or AVX512-BF16. DIR gets `trained.safetensors`
 (before the outliers), `qwen2vl-tiny/`, the recipe's data, and `figures.json`. With --weights
 the training is left out, and what comes after it is done again.
 """
