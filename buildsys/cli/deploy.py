@@ -101,7 +101,8 @@ def build_what_is_pushed(
 
     parser = argparse.ArgumentParser()
     build_steps.configure(parser, targets=True)
-    words = [os.path.abspath(project.recipe), *targets]
+    # stdout is for events then; what fails is told on stderr in any case.
+    words = [os.path.abspath(project.recipe), *targets, *(["--quiet"] if args.json else [])]
     return build_steps.run(parser.parse_args([*words, "--build-dir", project.folder.root]))
 
 
