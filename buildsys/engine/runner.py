@@ -164,6 +164,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
             if node.task.setup_tasks:
                 return node  # doit runs those first, and hands the node out again
         self._count += 1
+        self._work.look_ahead(name)
         heapq.heappush(self._ready, (-self._priority.get(name, 0.0), self._count, node))
         return None
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 QUICK = 0.1  # seconds: what is made faster is not kept, unless machines share it
 FIRST_PATIENCE = 2.5  # seconds until the shared cache says its first word
 PATIENCE = 10.0  # and without another byte after that
-FETCHERS, SENDERS = 4, 2
+FETCHERS, SENDERS = 8, 8  # most of their time they wait: for a network, or for a disk
 FACTS = ("wall", "cpu", "memory", "notes", "warnings")
 HERE, THERE = "the store", "the shared cache"
 
@@ -110,6 +110,7 @@ class StepCache:
         self._remote = remote(self._warnings.append) if remote is not None else None
         self._takes = True
         self._waiting: deque[Put] = deque()
+        self._ahead: dict[str, Lookup] = {}
         self._fetchers = Background(FETCHERS)
         self._keeper = Background(1)
         self._senders = Background(SENDERS)
@@ -122,6 +123,9 @@ class StepCache:
         if step in self._forced:
             return None
         key = action_key(key)
+        ahead = self._ahead.pop(step, None)
+        if ahead is not None and ahead.key == key:
+            return ahead
         lookup = Lookup(key, HERE, self._clock)
         action = self._store.action(key)
         if action is not None:
@@ -133,6 +137,17 @@ class StepCache:
         lookup.origin = THERE
         lookup.future = self._fetchers.submit(partial(remote.fetch, key, lookup.hear))
         return lookup
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Is there a shared cache, which takes its time?"""
+        return self._remote is not None and self._remote.reads
+
+    def look_ahead(self, step: str, key: str) -> None:
+        """A step is ready and waits for its turn: it can be looked up meanwhile."""
+        lookup = self.look_up(step, key)
+        if lookup is not None:
+            self._ahead[step] = lookup
 
     def is_settled(self, lookup: Lookup) -> bool:
         """Is it known what there is? A shared cache that stays silent is given up."""
@@ -180,6 +195,8 @@ class StepCache:
             return
         try:
             places = dict(self._link_in(finished))
+        except FileNotFoundError:
+            return  # somebody has removed the output already
         except OSError as error:
             self._close_store(error.strerror or str(error))
             return

@@ -97,6 +97,12 @@ class Work:
         lookup = None if cache is None else cache.look_up(name, key_digest(parts))
         return self._submit(running) if lookup is None else self._look(running, lookup)
 
+    def look_ahead(self, name: str) -> None:
+        """A step is ready and waits for its turn; everything that it reads is in place."""
+        if self._cache is not None and self._cache.looks_ahead:
+            parts = self._survey.parts(self._survey.plan.steps[name])
+            self._cache.look_ahead(name, key_digest(parts))
+
     def _submit(self, running: Running) -> bool:
         """Hand a step to the executor. False where that fails already."""
         step = running.step
