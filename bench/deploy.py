@@ -1,9 +1,9 @@
 """Deploying, side by side with `adb push` and `rsync` in the same run.
 
-    python bench/deploy.py [--size MIB]
+    python bench/deploy.py [--size MIB] [--rounds N]
 
 The phone is Debian's adbd with Android's shell and userland, the board Debian's sshd, both on
-loopback (tests/devices). Each figure is the best of three.
+loopback (tests/devices). Each figure is the best of several rounds.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ from tests.devices.phone_namespace import library_path
 from tests.devices.targets import Target
 
 MIB = 1 << 20
-ROUNDS = 3
 ROOT = "/data/local/tmp/qbuild"
+
+
+class Rounds:
+    """How often each figure is taken; the command line says."""
+
+    count = 3
 
 
 def best(action: Callable[[], None], before: Callable[[], None]) -> float:
     """Seconds of the fastest of several rounds; `before` is not timed."""
     found = []
-    for _ in range(ROUNDS):
+    for _ in range(Rounds.count):
         before()
         began = time.perf_counter()
         action()
@@ -203,7 +208,10 @@ def bench_resume(target: Target, cut: Callable[[int], None], mend: Callable[[], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1024, metavar="MIB")
-    size = parser.parse_args().size
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    words = parser.parse_args()
+    size = words.size
+    Rounds.count = words.rounds
     with tempfile.TemporaryDirectory(prefix="qbuild-bench-") as name:
         base = Path(name)
         for each in ("phone", "board", "host", "at"):
