@@ -18,7 +18,7 @@ from buildsys.engine.build import locked
 from buildsys.engine.commit import Committer, Finished
 from buildsys.engine.journal import Journal
 from buildsys.engine.project import survey_of
-from buildsys.engine.staging import Output, Staging, collect, digest_output
+from buildsys.engine.staging import Output, Staging, collect, digest_output, sweep
 from buildsys.engine.staleness import ADOPTED
 from buildsys.errors import QbuildError, UsageError
 
@@ -42,6 +42,7 @@ def adopt(
             raise QbuildError(f"{project.folder.root} is read-only")
         scene = survey_of(project)
         _judge_inputs(scene, project.plan, step)
+        sweep(project.folder.own("staging"))  # what a killed build has left
         staging = Staging(project.folder.own("staging"))
         place = staging.fresh(step.outputs.values())
         try:
@@ -50,7 +51,7 @@ def adopt(
             folders.write_made(project.folder, folders.Made(project.recipe, project.defines))
             _commit(project, scene, Finished(name, place, tuple(outputs), *record))
         finally:
-            staging.discard(place)
+            staging.close()
     return record[1]
 
 

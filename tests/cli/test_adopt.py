@@ -50,6 +50,7 @@ def test_an_adopted_artifact_is_fresh_without_its_toolchain(project: Path) -> No
     adopted = qbuild(project, "adopt", "part.bin", "made.bin")
     assert adopted.returncode == 0, adopted.stderr
     assert "plan.txt" in adopted.stdout
+    assert qbuild(project, "adopt", "part.bin", "made.bin").returncode == 0  # twice is no harm
     built = qbuild(project, "all")
     assert built.returncode == 0, built.stderr
     assert (project / "build/shop/whole.txt").read_text() == "made elsewhere"

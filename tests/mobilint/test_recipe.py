@@ -137,3 +137,33 @@ def test_another_compiler_is_a_reason_that_is_told(built: Path, tmp_path: Path) 
     why = qbuild(built, "why", "mblt/Qwen2-VL_language.mblt", compiler=other, capture_output=True)
     assert "1.2.0" in why.stdout + why.stderr
     assert "1.1.2" in why.stdout + why.stderr
+
+
+@needs_model
+def test_what_a_colleague_compiled_is_adopted_with_its_rotation(
+    tmp_path: Path, built: Path
+) -> None:
+    """Without the compiler: both mblt, both mxq and the rotation come from elsewhere."""
+    top = built / "build" / "mobilint"
+    sets = qbuild(
+        tmp_path, "build", str(RECIPE), "-D", "samples=2", "calibration/language/",
+        "calibration/vision/", capture_output=True,
+    )  # fmt: skip
+    assert sets.returncode == 0, sets.stderr
+    early = qbuild(
+        tmp_path, "adopt", "mxq/Qwen2-VL_vision.mxq", str(top / "mxq/Qwen2-VL_vision.mxq"),
+        capture_output=True,
+    )  # fmt: skip
+    assert early.returncode == 2
+    assert "mxq/global_rotation.pth" in early.stderr
+    for name, more in (
+        ("mblt/Qwen2-VL_language.mblt", ()),
+        ("mblt/Qwen2-VL_vision.mblt", ()),
+        ("mxq/Qwen2-VL_text.mxq", (f"rotation={top / 'mxq/global_rotation.pth'}",)),
+        ("mxq/Qwen2-VL_vision.mxq", ()),
+    ):
+        done = qbuild(tmp_path, "adopt", name, str(top / name), *more, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    done = build(tmp_path, None)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == contents(built)
