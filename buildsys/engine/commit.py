@@ -19,6 +19,7 @@ from buildsys.engine.digest import EXECUTABLE
 from buildsys.engine.key import Reason
 from buildsys.engine.staging import Output
 from buildsys.errors import QbuildError
+from buildsys.store.placing import flush
 
 if TYPE_CHECKING:
     from buildsys.engine.journal import Journal
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 GROUP_STEPS = 100
 GROUP_SECONDS = 0.2
 LONG_STEP = 1.0  # seconds: too much to lose for the sake of a shared fsync
-FEW_FILES = 8  # up to here fsync of each is cheaper than syncfs, which waits for everybody's
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 
@@ -142,26 +142,8 @@ class Committer:
 
     def _flush(self, paths: Sequence[str]) -> None:
         """Everything under these paths, and the journal, is on the disk afterwards."""
-        if len(paths) > FEW_FILES:
-            fd = os.open(self._root, os.O_RDONLY)
-            try:
-                if _libc.syncfs(fd) != 0:
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), self._root)
-            finally:
-                os.close(fd)
-        else:
-            for path in paths:
-                fsync(path)
+        flush(paths, self._root)
         self._journal.sync()
-
-
-def fsync(path: str) -> None:
-    """A file's bytes, or a folder's names, reach the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _parents(root: str, place: str) -> Iterable[str]:

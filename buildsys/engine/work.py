@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine import staging as stage
-from buildsys.engine.commit import Finished, fsync
+from buildsys.engine.commit import Finished
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
 from buildsys.engine.keeping import forget_kept
@@ -25,6 +25,7 @@ from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
 from buildsys.engine.stamps import hash_file
 from buildsys.errors import QbuildError
+from buildsys.store.placing import fsync
 
 if TYPE_CHECKING:
     from buildsys.engine.commit import Committer

@@ -298,9 +298,10 @@ class Store:
 def digest_of(path: str) -> str:
     """BLAKE3 of a file."""
     hasher = blake3()
+    block = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            hasher.update(block)
+        while count := file.readinto(block):
+            hasher.update(block[:count])
     return hasher.hexdigest()
 
 

@@ -56,13 +56,15 @@ def copy(source: str, target: str, mode: int) -> str:
     with open(source, "rb", buffering=0) as given:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(fd, "wb", buffering=0) as taken:
-            while block := given.read(BLOCK):
-                hasher.update(block)
-                write_all(taken.fileno(), block)
+            size = min(BLOCK, os.fstat(given.fileno()).st_size + 1)
+            block = memoryview(bytearray(size))
+            while count := given.readinto(block):
+                hasher.update(block[:count])
+                write_all(taken.fileno(), block[:count])
     return hasher.hexdigest()
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     written = 0
     while written < len(data):
         written += os.write(fd, data[written:])
@@ -79,8 +81,13 @@ def flush(paths: Sequence[str], root: str) -> None:
             os.close(fd)
         return
     for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        fsync(path)
+
+
+def fsync(path: str) -> None:
+    """A file's bytes, or a folder's names, reach the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from buildsys.errors import UsageError
+from buildsys.store.placing import fsync
 
 CHUNK = 1 << 20
 CONNECT_SECONDS = 3.0
@@ -104,7 +105,7 @@ class FsspecTransport:
         self._fs.makedirs(os.path.dirname(target), exist_ok=True)
         self._fs.put_file(path, beside)
         if self._protocol in ("file", "local"):
-            _sync(beside)
+            fsync(beside)
             os.replace(beside, target)
         else:
             self._fs.mv(beside, target)
@@ -119,11 +120,3 @@ def _settings(protocol: str) -> dict[str, Any]:
     if protocol in ("ssh", "sftp"):
         return {"timeout": CONNECT_SECONDS}
     return {}
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
