@@ -85,7 +85,7 @@ def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "root",
     ["", " ", "/", "//", "/data", "/data/", "/data/local/tmp", "/data/local/tmp/",
-     "/data/local/tmp/.", "/data/local/tmp/..", 
+     "/data/local/tmp/.", "/data/local/tmp/..",
      "/data/local/tmp/q/../..", "/sdcard", "/storage/emulated/0", "/system/q",
      "/vendor/lib64", "/proc/1", "/etc/q", "/home/me", "/root", "relative", "~", "/a b", "/a;b",
      "/$(id)", "/a\nb", "/usr/local/q"],
