@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +22,7 @@ FAMILIES: Mapping[str, Callable[[ModelConfig], Family]] = {
     "qwen2": qwen2.describe,
     "qwen2_vl": qwen2_vl.describe,
 }
+BLOCK = re.compile(r"(.+\.)([0-9]+)\.")
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -64,10 +66,11 @@ def family_tensors(source: TensorSource, family: Family) -> TensorSource:
     """The family's tensors in `source`, classic names in state-dict order, checked.
 
     What the family does not know (old rotary buffers) is left out. Raises ModelError for a
-    tensor that is missing, or of the wrong shape or dtype.
+    tensor that is missing, of the wrong shape or dtype, or of a layer that config.json lacks.
     """
     stored = {to_classic(name): name for name in source.names()}
     wanted = dict(family.shapes)
+    _check_depth(source, stored, wanted)
     head = family.head.weight_name
     if family.tied:
         # A tied head that is stored as well is a copy of the embedding, and never read.
@@ -75,6 +78,25 @@ def family_tensors(source: TensorSource, family: Family) -> TensorSource:
     for name, shape in wanted.items():
         _check_tensor(source, name, stored, shape)
     return CheckedTensors(RenamedSource(source, {name: stored[name] for name in wanted}))
+
+
+def _check_depth(
+    source: TensorSource, stored: Mapping[str, str], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """No layer may be left out: the model without it would be another one."""
+    numbers: dict[str, int] = {}
+    for name in wanted:
+        if block := BLOCK.match(name):
+            numbers[block[1]] = max(numbers.get(block[1], 0), int(block[2]))
+    for name in stored:
+        block = BLOCK.match(name)
+        if block and int(block[2]) > numbers.get(block[1], int(block[2])):
+            raise ModelError(
+                f"is of a layer beyond the {numbers[block[1]] + 1} that config.json promises",
+                file=source.path,
+                tensor=stored[name],
+                remedy="Weights and config.json must be of one model.",
+            )
 
 
 def _check_tensor(

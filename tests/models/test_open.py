@@ -66,6 +66,14 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
         open_model(folder)
 
 
+def test_a_layer_that_config_json_lacks_is_never_left_out(folder: Path) -> None:
+    weights = tiny_models.weights_of(folder)
+    extra = "model.layers.7.mlp.up_proj.weight"
+    tiny_models.rewrite(folder, {**weights, extra: torch.zeros(4, 4)})
+    with pytest.raises(ModelError, match=f"'{extra}': is of a layer beyond the "):
+        open_model(folder)
+
+
 def test_a_wrong_shape_is_named_with_both_shapes(folder: Path) -> None:
     weights = tiny_models.weights_of(folder)
     tiny_models.rewrite(folder, {**weights, Q_PROJ: torch.zeros(64, 60)})
