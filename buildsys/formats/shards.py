@@ -23,7 +23,15 @@ def open_index(path: str | PathLike[str], open_shard: Opener) -> JoinedSource:
     """
     index = Path(path)
     weight_map, metadata = _read_index(index)
-    shards = {file: open_shard(index.parent / file) for file in sorted(set(weight_map.values()))}
+    files = sorted(set(weight_map.values()))
+    for file in files:
+        if not (index.parent / file).is_file():
+            raise FormatError(
+                f"does not exist, and {index.name} names it",
+                file=index.parent / file,
+                remedy="The download is incomplete: fetch what is missing.",
+            )
+    shards = {file: open_shard(index.parent / file) for file in files}
     present = {file: set(shard.names()) for file, shard in shards.items()}
     for name, file in weight_map.items():
         if name not in present[file]:
