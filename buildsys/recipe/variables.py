@@ -215,8 +215,11 @@ def read_path(word: str) -> str | None:
 
 
 def read_model(word: str) -> str:
+    if not word:
+        raise ValueError("expected a folder, a hub id (org/name), or a model that qbuild ships")
     folder = here(word)
-    return folder if is_folder(folder) else word
+    # No hub id begins like this: what is not there is missing here, not beside the recipe.
+    return folder if word.startswith((".", "~", "/")) or is_folder(folder) else word
 
 
 def read_value(word: str) -> Json:

@@ -94,6 +94,9 @@ def test_paths_are_relative_to_where_they_are_written(
     assert given["data"] == str(tmp_path.parent / "y")
     assert given["model"] == str(tmp_path / "m")
     assert values(text, model="other")["model"] == "other"
+    # What no hub id can be is a folder seen from here, there or not: never one of the recipe's.
+    assert values(text, model="./other")["model"] == str(tmp_path / "other")
+    assert "expected a folder, a hub id" in refusal(text, model="")
     # A default is seen from the recipe that names it, also where that one extends another.
     (tmp_path / "rec" / "m").mkdir(parents=True)
     assert values(text)["model"] == str(tmp_path / "rec" / "m")
