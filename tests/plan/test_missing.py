@@ -20,9 +20,22 @@ def complaints(plan: Plan, *steps: str) -> list[str]:
 def test_what_is_there_is_not_missing(artifacts: Load, project: Path) -> None:
     plan = artifacts("{}")
     (project / "m").mkdir()
+    (project / "m/config.json").write_text("{}")
     (project / "t.txt").write_text("x")
     (project / "own.bin").symlink_to("t.txt")
     assert complaints(plan) == []
+
+
+def test_a_folder_without_a_config_is_no_model(artifacts: Load, project: Path) -> None:
+    (project / "m").mkdir()
+    (project / "t.txt").write_text("x")
+    (project / "own.bin").write_text("x")
+    (complaint,) = complaints(artifacts("{}"))
+    assert complaint == (
+        f"r.yaml:4:18: error: source 'model': {project}/m is no model folder: "
+        "it has no config.json\n  model: {model: ./m}\n                 ^\n"
+        "give the folder that holds config.json, the weights and the tokenizer"
+    )
 
 
 def test_each_missing_source_is_shown_with_the_nearest_name(artifacts: Load, project: Path) -> None:
