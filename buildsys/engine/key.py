@@ -137,7 +137,10 @@ def _differences_in(
         before, after = old.get(name), new.get(name)
         if canonical(before) == canonical(after) and (name in old) == (name in new):
             continue
-        if label == "input":
+        if label == "input" and not before and not after:
+            # Without items on either side: an optional input whose artifact is not there.
+            yield Reason(f"input '{name}' is {'new' if name in new else 'no longer there'}")
+        elif label == "input":
             yield from _input_differences(name, before or [], after or [])
         elif label == "source":
             flat = [{**(each or {}).get("options", {})} for each in (before, after)]

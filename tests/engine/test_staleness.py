@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from buildsys.engine.executor import Order
+from buildsys.engine.key import differences
 from buildsys.errors import RecipeError
+from buildsys.plan.graph import Json
 from tests.engine.shop import Shop
 
 
@@ -176,6 +178,15 @@ def test_new_input_in_a_list_is_a_reason(chain: Shop) -> None:
     assert chain.why("all") == ["input 'i': b is new"]
     chain.step("all", "d", "a")
     assert chain.why("all") == ['input \'i\': order of its items: ["a", "d"] -> ["d", "a"]']
+
+
+def test_an_input_without_items_is_told_as_new_or_gone_and_not_as_reordered() -> None:
+    without: dict[str, Json] = {"inputs": {}}
+    given: dict[str, Json] = {"inputs": {"rescale": []}}
+    assert [str(each) for each in differences(without, given)] == ["input 'rescale' is new"]
+    assert [str(each) for each in differences(given, without)] == [
+        "input 'rescale' is no longer there"
+    ]
 
 
 def test_option_of_a_source_is_part_of_its_readers_keys(shop: Shop) -> None:
