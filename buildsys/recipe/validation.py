@@ -99,7 +99,11 @@ def translate(error: Any, root: Node) -> Iterator[RecipeError]:
     elif keyword == "type":
         kinds = [expected] if isinstance(expected, str) else expected
         words = " or ".join(TYPE_NAMES[kind] for kind in kinds if kind != "null") or "null"
-        yield RecipeError(f"{named(path)} must be {words}, not {shown(value)}", location=where)
+        # "${n}" alone keeps the type of n, so that quotes around it do not help.
+        number = isinstance(value, int | float) and "string" in kinds
+        remedy = "put it in quotes, or declare its variable with {type: string}" if number else None
+        what = f"{named(path)} must be {words}, not {shown(value)}"
+        yield RecipeError(what, remedy=remedy, location=where)
     elif keyword in LIMITS:
         yield RecipeError(
             f"{named(path)} must be {LIMITS[keyword]} {expected}, not {value}", location=where

@@ -94,7 +94,6 @@ ONE_LINERS = [
         None,
     ),
     ("a: {rule: run, options: {argv: cp x y}}", "cp", "'argv' must be a list, not 'cp x y'", None),
-    ("a: {rule: run, options: {argv: [1]}}", "1]", "'argv' must be a text, not 1", None),
     ("a: {rule: run, options: {argv: [a]}, tags: t}", "t}", "'tags' must be a list, not 't'", None),
     (
         "a: {rule: run, options: {argv: [a]}, optional: maybe}",
@@ -139,6 +138,13 @@ ONE_LINERS = [
         None,
     ),
 ]
+
+
+def test_a_number_in_a_text_is_refused_with_the_way_to_write_it(refuse_artifacts: Refuse) -> None:
+    remedy = "put it in quotes, or declare its variable with {type: string}"
+    message = "'argv' must be a text, not 1"
+    line = "  a: {rule: run, options: {argv: [1]}}"
+    assert refuse_artifacts(line[2:]) == caret(line, line.index("1]") + 1, message, remedy)
 
 
 @pytest.mark.parametrize(("text", "word", "message", "near"), ONE_LINERS)
