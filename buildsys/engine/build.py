@@ -94,12 +94,22 @@ def build_what_is_stale(
         outcome = None
         try:
             if names:
+                refuse_missing_sources(project, names)
                 outcome = build(project, scene, request, names, temporaries, lock_fd, tools)
             temporaries.sweep()
         finally:
             if lock_fd >= 0:
                 remember(project, scene)
     return project, scene, outcome
+
+
+def refuse_missing_sources(project: Project, names: Collection[str]) -> None:
+    """RecipeError for a source of these steps that is not there, before any of them runs."""
+    # Here and not at the top: a build with nothing to do needs neither.
+    from buildsys.plan.missing import missing_sources
+    from buildsys.recipe.mistakes import raise_all
+
+    raise_all(missing_sources(project.plan, names))
 
 
 def warn_of_damage(scene: Scene, say: Callable[[str], None]) -> None:

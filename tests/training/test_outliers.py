@@ -122,7 +122,7 @@ def test_training_forward_is_transformers_own(case: Case) -> None:
     """Packed questions and batched pictures give the logits of one question at a time."""
     tokenizer = train_tokenizer()
     sampler = Sampler(tokenizer, 6, 2_000)
-    batch = sampler.pictures(1, ("at", "count"))
+    batch = sampler.pictures(1, ("at", "picture"))
     assert batch.patches is not None
     with torch.no_grad():
         features = encode_pictures(case.model.model.visual, batch.patches)
