@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from buildsys.formats.tensors import row_parts
+from buildsys.models.freed_memory import give_back
 from buildsys.models.open import Model
 from buildsys.models.runtime import empty, fill, position_ids, skeleton, stored_name
 
@@ -93,10 +94,12 @@ class LayerwiseModel:
         part = self._part(stage)
         name = "model.norm" if stage.kind == "head" else stage.name
         fill(part, name, self.tensors, self.family)
+        give_back()
         try:
             yield part
         finally:
             empty(part)
+            give_back()
 
     def _part(self, stage: Stage) -> nn.Module:
         if stage.kind == "layer":
@@ -160,7 +163,7 @@ class LayerwiseModel:
             if bool(chosen.any()):
                 rows = self.tensors.rows(name, start, stop)
                 table[chosen] = rows[used[chosen] - start].to(torch.float32)
-        self.tensors.release(name)
+                self.tensors.release(name)  # its pages, which a table of 150,000 rows has many of
         return used, table
 
     def head_parts(self, limit: int) -> Iterator[Tensor]:
@@ -169,4 +172,5 @@ class LayerwiseModel:
         shape = self.tensors.shape(name)
         for start, stop in row_parts(shape, torch.float32.itemsize, limit):
             yield self.tensors.rows(name, start, stop).to(torch.float32)
-        self.tensors.release(name)
+            self.tensors.release(name)
+            give_back()

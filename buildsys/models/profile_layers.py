@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from buildsys.models.samples import Sample, Samples
 
 # Bytes of the head's weight that are in memory at a time.
-HEAD_PART = 1 << 26
+HEAD_PART = 1 << 24
 
 
 def profile_layers(

@@ -6,6 +6,8 @@ depth streams through: float64 in between, one rounding at the end.
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -17,8 +19,12 @@ from buildsys.models.open import Model
 from buildsys.models.rotations import Rotations
 from buildsys.models.transform import Transform, rescaled_linears
 
-# Numbers of one tensor that are in float64 at a time, where it can be done in parts (32 MiB).
-PART = 1 << 22
+# Numbers of one tensor that are in float64 at a time, where it can be done in parts (8 MiB, and
+# a few times that in between).
+PART = 1 << 20
+# A tensor that must be computed whole and is larger lies in a file that has no name, from which
+# the system can take its pages back (a 7B's down_proj has 272 MB).
+LARGEST_IN_MEMORY = 1 << 26
 
 
 def rotated_tensors(
@@ -91,7 +97,12 @@ class RotatedTensors:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         owner = self._owners[name]
         if self._in_rows(name, owner):
-            return self._weight_rows(owner, start, stop).to(self._dtype)
+            start, stop, _ = slice(start, stop).indices(self._shapes[name][0])
+            width = self._shapes[name][1]
+            out = _room_for((max(0, stop - start), width), self._dtype)
+            for first, last in _parts(len(out), width):
+                out[first:last] = self._weight_rows(owner, start + first, start + last)
+            return out
         return self.read(name)[start:stop]
 
     def release(self, name: str) -> None:
@@ -116,12 +127,10 @@ class RotatedTensors:
             return change.norm(owner, name.removeprefix(f"{owner.name}.")).to(self._dtype)
         if isinstance(owner, Linear) and name == owner.bias_name:
             return change.bias(owner).to(self._dtype)
-        out = torch.empty(self._shapes[name], dtype=self._dtype)
-        flat = out.view(len(out), -1)
         if self._in_rows(name, owner):
-            for start, stop in _parts(len(flat), flat.shape[1]):
-                flat[start:stop] = self._weight_rows(owner, start, stop)
-            return out
+            return self.rows(name, 0, self._shapes[name][0])
+        out = _room_for(self._shapes[name], self._dtype)
+        flat = out.view(len(out), -1)
         assert isinstance(owner, Linear)  # an embedding is always computed in rows
         W = change.source.read(self._source_name(name)).reshape(flat.shape)
         if owner.reads_heads:
@@ -138,7 +147,8 @@ class RotatedTensors:
 
     def _weight_rows(self, owner: Embedding | Linear | Norm, start: int, stop: int) -> Tensor:
         assert not isinstance(owner, Norm)
-        rows = self._transform.source.rows(self._source_name(owner.weight_name), start, stop)
+        source = self._source_name(owner.weight_name)
+        rows = self._transform.source.rows(source, start, stop)
         if isinstance(owner, Embedding):
             return self._transform.embedding(owner, rows)
         turned = self._transform.input_side(owner, rows)
@@ -150,6 +160,16 @@ class RotatedTensors:
         if family.tied and name == family.head.weight_name:
             return family.embedding.weight_name
         return name
+
+
+def _room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor, over a file where it is large."""
+    count = math.prod(shape)
+    if count * dtype.itemsize <= LARGEST_IN_MEMORY:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.NamedTemporaryFile() as file:  # its name goes, its pages stay while mapped
+        file.truncate(count * dtype.itemsize)
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 
 def _owners(family: Family) -> Iterator[tuple[str, Embedding | Linear | Norm]]:

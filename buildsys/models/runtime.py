@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from buildsys.models.errors import ModelError
+from buildsys.models.freed_memory import give_back
 from buildsys.models.key_layout import to_classic
 from buildsys.models.open import Model
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from buildsys.formats.tensors import TensorSource
     from buildsys.models.family import Family
     from buildsys.models.samples import Sample
+
+# Behind a tensor of so many bytes the heap's free pages are given back: its temporaries in
+# float64 were several times as large.
+LARGE = 1 << 23
 
 
 def load_module(
@@ -64,6 +69,8 @@ def fill(
         weights = source.read(stored).to(dtype, copy=True)
         setattr(owner, attribute, nn.Parameter(weights, requires_grad=False))
         source.release(stored)
+        if weights.nbytes >= LARGE:
+            give_back()
 
 
 def empty(part: nn.Module) -> None:

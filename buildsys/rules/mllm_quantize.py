@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MADE = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
 # What mllm's tools take and qbuild does not make yet: refused by name.
 LATER = ("KAI_Q4_0", "Q4_0_4_4", "Q2_K", "Q3_K", "Q8_K")
+# One part of a tensor in float32: a quantizer needs several times as much beside it.
+PART_BYTES = 1 << 22
 FALLBACKS = ("Q8_0", "Q4_0", "F32")
 
 
@@ -221,7 +223,7 @@ def _rows(source: TensorSource, target: Target) -> Iterator[Tensor]:
     # Where the file stores no shape, a row is a run of numbers.
     unit = width if len(stored) < len(target.shape or stored) else 1
     rows = (stored[0] // unit, unit, *stored[1:]) if stored else (1,)
-    for start, stop in row_parts(rows, torch.float32.itemsize):
+    for start, stop in row_parts(rows, torch.float32.itemsize, PART_BYTES):
         if stored:
             part = source.rows(target.source, start * unit, stop * unit)
         else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from buildsys.formats.tensors import TensorSource
+from buildsys.models import rotated
 from buildsys.models.errors import ModelError
 from buildsys.models.open import Model, open_model
 from buildsys.models.rescaling import balance_up_down
@@ -193,6 +196,17 @@ def test_any_run_of_rows_is_what_the_whole_tensor_has_there(
         parts.release(name)
 
 
+def test_a_tensor_over_a_file_has_the_same_values(
+    qwen2vl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(qwen2vl_folder)
+    rotations = _made(model)
+    expected = {name: t.clone() for name, t in _tensors(rotated_tensors(model, rotations))}
+    monkeypatch.setattr(rotated, "LARGEST_IN_MEMORY", 0)
+    found = dict(_tensors(rotated_tensors(model, rotations)))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_sixteen_bit_shards_give_the_tensors_of_one_file(
     qwen2vl_folder: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +220,10 @@ def test_sixteen_bit_shards_give_the_tensors_of_one_file(
     a, b = rotated_tensors(one, _made(one)), rotated_tensors(many, _made(many))
     assert list(a.names()) == list(b.names())
     assert all(torch.equal(a.read(name), b.read(name)) for name in a.names())
+
+
+def _tensors(source: TensorSource) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, source.read(name)) for name in source.names())
 
 
 def _file(model: Model, method: str = "hadamard", construction: str = "layernorm"):

@@ -1,0 +1,191 @@
+"""Peak memory and CPU time of the rules at a checkpoint's full size, each in a process of its own.
+
+    python bench/synth.py /tmp/vl2b && nice -n 19 python bench/memory.py /tmp/vl2b [--json]
+        [--rules rotation,rotated-checkpoint,...] [--samples 4] [--tokens 512] [--image 448]
+
+The rules run in the order of a recipe on one thread, and each reads what those before it made;
+what is made lies in a temporary folder and is removed. RssAnon (anonymous memory, which the
+system cannot take back from a mapped file) is read every 5 ms from /proc; the figure is its peak
+less what a process has after `import torch`. RSS is the kernel's own peak, with mapped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+INTERVAL = 0.005  # seconds between two looks at a process's memory
+PROFILED = "activation-scales"
+# Rule -> its output, its inputs (from earlier rules by their output) and its options.
+STEPS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
+    "rotation": ("rotation.bin", ("model",), {"method": "auto"}),
+    "rotated-checkpoint": ("rotated.safetensors", ("model", "rotation"), {"dtype": "bfloat16"}),
+    PROFILED: ("scales.json", ("model", "rotation", "samples"), {}),
+    "int8-checkpoint": ("int8.pth", ("model", "rotation", "scales"), {}),
+    "mllm-file": ("int8.mllm", ("checkpoint",), {"version": 1}),
+    "mllm-quantize": ("q4_k.mllm", ("model", "rotation"), {"type": "Q4_K", "fallback": "Q8_0"}),
+}
+MADE_BY = {"rotation": "rotation.bin", "scales": "scales.json", "checkpoint": "int8.pth"}
+
+
+def run_rule(rule: str, model: Path, work: Path, options: Mapping[str, Any]) -> None:
+    """In the measured process: the rule, as the engine calls it."""
+    import importlib
+    import logging
+
+    import torch
+
+    from buildsys.rules import find_rule, rule_modules
+    from buildsys.rules.spec import StepContext
+
+    torch.set_num_threads(1)
+    spec = find_rule(rule)
+    output, names, given = STEPS[rule]
+    defaults = {name: each["default"] for name, each in spec.options.items() if "default" in each}
+    outputs = {"out": work / output}
+    outputs |= {name: work / str(each.default) for name, each in spec.outputs.items()}
+    kept = work / "kept"
+    kept.mkdir(exist_ok=True)
+    context = StepContext(
+        name=output,
+        inputs={name: inputs_of(name, model, work, options) for name in names},
+        options={**defaults, **given},
+        outputs=outputs,
+        threads=1,
+        device="cpu",
+        environment={},
+        toolchain={},
+        progress=lambda done, total, unit: None,
+        note=lambda key, value: None,
+        warn=lambda text: None,
+        log=logging.getLogger("bench"),
+        kept=kept if spec.resumable else None,
+    )
+    importlib.import_module(rule_modules()[rule]).make(context)
+
+
+def inputs_of(name: str, model: Path, work: Path, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The step's inputs of one name: the model, samples, or what an earlier rule made."""
+    from buildsys.rules.spec import Input
+
+    if name == "model":
+        return (Input("model", "model", {"path": model}, "model"),)
+    if name != "samples":
+        made = MADE_BY[name]
+        return (Input(made, "artifact", {"path": work / made}, made),)
+    counts = {"samples": options["samples"], "tokens": options["tokens"]}
+    texts = [Input("text", "text", {"path": work / "text.txt"}, "t", counts)]
+    if (work / "images").is_dir():
+        texts.append(Input("images", "images", {"path": work / "images"}, "i", {}))
+    return tuple(texts)
+
+
+def write_samples(work: Path, model: Path, options: Mapping[str, Any]) -> None:
+    """A text of single-byte tokens, and two images where the model sees."""
+    from PIL import Image
+
+    line = "Seven quick foxes jump over 42 lazy dogs, and none of them minds the rain. "
+    length = options["samples"] * options["tokens"]
+    (work / "text.txt").write_text(line * (length // len(line) + 2), encoding="utf-8")
+    if "vision_config" in json.loads((model / "config.json").read_text(encoding="utf-8")):
+        (work / "images").mkdir()
+        size = options["image"]
+        for index in range(2):
+            noise = Image.effect_noise((size, size), 60.0 + index)
+            noise.convert("RGB").save(work / "images" / f"{index}.png")
+
+
+def measure(argv: list[str]) -> tuple[int, float]:
+    """(peak RssAnon in bytes, CPU seconds) of a process; raises when it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = 0
+    with subprocess.Popen([sys.executable, __file__, *argv]) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            peak = max(peak, anonymous(status))
+            time.sleep(INTERVAL)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(argv)} failed")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return peak, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def anonymous(status: Path) -> int:
+    """RssAnon now; 0 for a process that has just ended."""
+    try:
+        lines = status.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def rows(model: Path, rules: list[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One line of the table per rule."""
+    base, _ = measure(["--import-torch"])
+    with tempfile.TemporaryDirectory(dir=options["work"]) as folder:
+        work = Path(folder)
+        write_samples(work, model, options)
+        for rule in rules:
+            told = json.dumps({name: options[name] for name in ("samples", "tokens")})
+            start = time.monotonic()
+            peak, cpu = measure(["--one", rule, str(model), str(work), told])
+            yield {
+                "what": rule,
+                "beyond_torch_mib": round((peak - base) / MIB),
+                "rss_mib": json.loads((work / "rss.json").read_text(encoding="utf-8")),
+                "cpu_s": round(cpu, 1),
+                "wall_s": round(time.monotonic() - start, 1),
+                "output_mib": round((work / STEPS[rule][0]).stat().st_size / MIB),
+            }
+            if rule == "rotated-checkpoint":  # nothing reads it here, and it is the largest
+                (work / STEPS[rule][0]).unlink()
+
+
+def measured(arguments: list[str]) -> None:
+    """The measured process itself."""
+    import torch
+
+    torch.set_num_threads(1)
+    if arguments[0] == "--one":
+        work = Path(arguments[3])
+        run_rule(arguments[1], Path(arguments[2]), work, json.loads(arguments[4]))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        (work / "rss.json").write_text(str(round(peak / MIB)), encoding="utf-8")
+
+
+def main() -> None:
+    """Parse, measure each rule, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rules", default=",".join(STEPS))
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--image", type=int, default=448)
+    parser.add_argument("--work", help="where to put the intermediate files")
+    args = parser.parse_args()
+    found = []
+    for row in rows(args.model, args.rules.split(","), vars(args)):
+        found.append(row)
+        if not args.json:
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if args.json:
+        print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if sys.argv[1:2] in (["--one"], ["--import-torch"]):
+        measured(sys.argv[1:])
+    else:
+        main()
