@@ -113,6 +113,7 @@ def payloads(
     from buildsys.devices import lineage
     from buildsys.devices.built import check_built, check_gates
     from buildsys.devices.host_files import HostFiles
+    from buildsys.devices.npu import with_npus
     from buildsys.devices.payload import files_of, items, toolchain_roots, wanted_artifacts
     from buildsys.recipe.nodes import plain
 
@@ -125,7 +126,7 @@ def payloads(
     check_gates(project)
     for device in devices:
         things = items(device, project.plan, project.folder.root, roots)
-        files[device.name] = files_of(things, known)
+        files[device.name] = with_npus(project.plan, done, files_of(things, known))
         lineage.check_rotations(project.plan, done, wanted[device.name], files[device.name])
     known.save()
     return files

@@ -15,6 +15,7 @@ from buildsys.devices.device_lock import DeviceLock
 from buildsys.devices.errors import TIMED_OUT, DeviceError
 from buildsys.devices.host_files import HostFile
 from buildsys.devices.names import checked_path, checked_root
+from buildsys.devices.npu import check_npus
 from buildsys.devices.payload import PushFile
 from buildsys.devices.preflight import check_device, facts_of
 from buildsys.devices.progress import Report, amount
@@ -120,6 +121,7 @@ def put(
 ) -> Decision:
     """Bring the files there and say what was done."""
     check_device(device, files, survey)
+    check_npus(folder.transport, files, report)
     caches = {path: targets for path, (_, targets) in keys.items()}
     decision = decide(folder, files, caches, survey, task.options.verify)
     check_space(decision, survey, task.options.replace_in_place)
@@ -147,6 +149,7 @@ def look(
     """Every check and no write: what a deploy would do."""
     with scripted(folder, device, files, keys) as (survey, everything):
         check_device(device, everything, survey)
+        check_npus(folder.transport, everything, report)
         caches = {path: targets for path, (_, targets) in keys.items()}
         decision = decide(folder, everything, caches, survey, task.options.verify)
         check_space(decision, survey, task.options.replace_in_place)

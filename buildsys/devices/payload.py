@@ -34,13 +34,14 @@ class Item(NamedTuple):
 
 class PushFile(NamedTuple):
     """One file. target: below the root. artifact: the `Item.name` that it is of,
-    "" for none."""
+    "" for none. npus: of a .mxq, what it was compiled for, as far as the build knows."""
 
     target: str
     path: str
     mode: int
     artifact: str
     facts: HostFile
+    npus: frozenset[str] = frozenset()
 
 
 def wanted_artifacts(device: Device, plan: Plan) -> list[str]:
