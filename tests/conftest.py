@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 def _one_thread() -> None:
     """Sums of floats depend on the number of threads; tests also share their machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """A run started in the background ignores SIGINT, and so would every qbuild that it tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
