@@ -54,8 +54,10 @@ first:
 |---|---|---|---|
 {damage}
 
-"basis" is repaired by rotation, "gains" by norm fusion, "up/down" by rescaling (rotation
-includes the fusion that it needs). "all" is the shipped model.
+"gains" is repaired by norm fusion, "up/down" by rescaling (rotation includes the fusion that it
+needs). "basis" does no visible harm to a model this small: an exact turn cannot gather more
+energy in a channel than the residual stream's strongest direction has, and that is an eighth of
+it. "all" is the shipped model.
 
 ## Use
 
