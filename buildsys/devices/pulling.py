@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,23 +24,39 @@ sha256sum -- {path} | cut -d ' ' -f 1 && stat -c %s -- {path} && cat -- {path}""
 def pull(folder: RemoteFolder, there: str, into: Path, here: str) -> Path:
     """Copy one file from the device to `into`/`here`; returns its path.
 
-    Raises DeviceError where it is not there, changes meanwhile, or the link is lost; what was
-    here before is then untouched.
+    Raises DeviceError where it is not there, changes meanwhile, the link is lost, or it cannot be
+    written here; what was here before is then untouched.
     """
     target = into / here
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     started = Started(folder.transport, folder.enter(FETCH.format(path=quoted(f"./{there}"))))
     try:
         started.close_input()
-        digest = _receive(started, temporary, there)
+        with writing(target):
+            digest = _receive(started, temporary, there)
         if digest is not None:
             raise DeviceError(f"{there} changed while it was fetched", remedy="run it again")
-        temporary.replace(target)
+        with writing(target):
+            temporary.replace(target)
     finally:
         started.close()
         temporary.unlink(missing_ok=True)
     return target
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What this machine's disk says against writing a file, as a DeviceError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise DeviceError(
+            f"cannot write {path} on this machine: {error.strerror or error}",
+            remedy="make room here and run it again" if full else None,
+        ) from error
 
 
 def _receive(started: Started, temporary: Path, there: str) -> str | None:

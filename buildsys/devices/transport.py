@@ -142,8 +142,9 @@ class Started:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._listener.join()
+        # Before the listener: what the client left may wait for room in this pipe for ever.
         self.stdout.close()
+        self._listener.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
 

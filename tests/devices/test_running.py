@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildsys.devices.errors import LinkLost
+from buildsys.devices.errors import DeviceError, LinkLost
 from buildsys.devices.running import could_begin
 from tests.devices.phone import REPOSITORY, Phone
 from tests.devices.targets import Target
@@ -241,6 +242,22 @@ def test_results_come_back_whole(target: Target) -> None:
     result = target.store / "results/it/logs/run.log"
     assert result.read_bytes() == target.content()["out/log"]
     assert [path.name for path in result.parent.iterdir()] == ["run.log"]
+
+
+def test_a_full_disk_here_keeps_the_results_that_were_here(target: Target) -> None:
+    program = target.program("echo old > log")
+    target.device = replace(target.device, pull={"log": "run.log"})
+    assert target.deploy(program, run=True) == 0
+    result = target.store / "results/it/run.log"
+    program = target.program("head -c 3000000 /dev/zero > log")
+    # The kernel's own device for a disk without room, where the new result is written first.
+    (result.parent / f"run.log.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(DeviceError, match=r"run\.log on this machine: No space left") as caught:
+        target.deploy(program, run=True)
+    assert caught.value.remedy == "make room here and run it again"
+    assert {path.name: path.read_text() for path in result.parent.iterdir()} == {"run.log": "old\n"}
+    assert target.deploy(program, run=True) == 0
+    assert result.read_bytes() == bytes(3_000_000)
 
 
 @pytest.mark.parametrize(
