@@ -1,9 +1,10 @@
 """Profiling: a forward pass with statistics of every linear beside the same pass without.
 
-    python bench/profiling.py [--json] [--layers 4] [--samples 16] [--tokens 512] [--repeat 3]
+    python bench/profiling.py [--json] [--shape smollm2-135m] [--layers 4] [--samples 16]
+        [--tokens 512] [--repeat 3]
 
-A random Qwen2 of SmolLM2-135M's shape with a few layers, float32, one thread; the head runs in
-both, as profiling runs it. Both take turns in one process on every repetition. Figures are
+A random model of a published shape (bench/synth.py) with a few layers and text alone, float32,
+one thread; the head runs in both, as profiling runs it. Both take turns in one process on every repetition. Figures are
 process CPU seconds (the least of the repetitions), the ratio is with over without: 1.10 is an
 overhead of 10 %. --json prints a list of {what, ours, peer, unit, ratio}, where the peer is the
 forward pass alone.
@@ -24,7 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from synth import write_checkpoint
+from synth import SHAPES, write_checkpoint
 
 from buildsys.models.open import open_model
 from buildsys.models.profile import logit_blocks, profile
@@ -81,6 +82,7 @@ def main() -> None:
     """Parse, make the model, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512)
@@ -88,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), "smollm2-135m", layers=args.layers)
+        write_checkpoint(Path(folder), args.shape, layers=args.layers, blocks=1)
         row = compare(Path(folder), args.samples, args.tokens, args.repeat)
     if args.json:
         print(json.dumps([row], indent=1))

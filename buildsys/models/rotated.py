@@ -108,8 +108,12 @@ class RotatedTensors:
     def release(self, name: str) -> None:
         if self._held is not None and self._held[0] == name:
             self._held = None
-        if self._source_name(name) in self._stored:
-            self._transform.source.release(self._source_name(name))
+        read = {self._source_name(name)}
+        owner = self._owners[name]
+        if isinstance(owner, Linear) and name == owner.bias_name:
+            read.add(owner.weight_name)  # through which the norm's bias was folded
+        for each in read & self._stored:
+            self._transform.source.release(each)
 
     def _is_dropped(self, name: str) -> bool:
         owner = self._owners[name]
