@@ -4,10 +4,10 @@
         [--tokens 512] [--repeat 3]
 
 A random model of a published shape (bench/synth.py) with a few layers and text alone, float32,
-one thread; the head runs in both, as profiling runs it. Both take turns in one process on every repetition. Figures are
-process CPU seconds (the least of the repetitions), the ratio is with over without: 1.10 is an
-overhead of 10 %. --json prints a list of {what, ours, peer, unit, ratio}, where the peer is the
-forward pass alone.
+one thread; the head runs in both, as profiling runs it. Both take turns in one process on every
+repetition. Figures are process CPU seconds (the least of the repetitions), the ratio is with
+over without: 1.10 is an overhead of 10 %. --json prints a list of {what, ours, peer, unit,
+ratio}, where the peer is the forward pass alone.
 """
 
 from __future__ import annotations
