@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -16,15 +17,15 @@ from pathlib import Path
 RELEASE = "bookworm"
 PACKAGES = """
     adb/bookworm-backports adbd/bookworm-backports android-libbase/bookworm-backports
-    android-libboringssl/bookworm-backports android-libcutils/bookworm-backports  android-
-    liblog/bookworm-backports android-libziparchive/bookworm-backports libprotobuf32
-    libusb-1.0-0 libbrotli1 libzstd1 liblz4-1 libsystemd0 libgcrypt20 libgpg-error0 libcap2
-    liblzma5 libcrypt1 libxxhash0 mksh toybox openssh-client openssh-server openssh-sftp-
-    server  rsync libpopt0 libwrap0
+    android-libboringssl/bookworm-backports android-libcutils/bookworm-backports
+    android-liblog/bookworm-backports android-libziparchive/bookworm-backports
+    libprotobuf32 libusb-1.0-0 libbrotli1 libzstd1 liblz4-1 libsystemd0 libgcrypt20
+    libgpg-error0 libcap2 liblzma5 libcrypt1 libxxhash0 mksh toybox openssh-client
+    openssh-server openssh-sftp-server rsync libpopt0 libwrap0
 """
 OLD_CLIENT = "adb/bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-MIRROR = "http://deb.debian.org/debian"
+SOURCES = "/etc/apt"
 SECONDS = 240
 
 
@@ -65,11 +66,23 @@ def _fill(work: Path) -> None:
         shutil.rmtree(work / folder)
 
 
+def _mirror() -> str:
+    """The archive that this machine's own apt reads. Raises NoPackages."""
+    files = [Path(SOURCES) / "sources.list", *sorted(Path(SOURCES, "sources.list.d").glob("*"))]
+    texts = [path.read_text() for path in files if path.is_file()]
+    for text in texts:
+        for address in re.findall(r"^(?:URIs:|deb\b[^\n]*?)\s+(\w+://\S+)", text, re.MULTILINE):
+            if str(address).rstrip("/").endswith("/debian"):
+                return str(address)
+    raise NoPackages(f"{SOURCES} names no Debian archive")
+
+
 def _own_apt(folder: Path) -> list[str]:
     for each in ("lists/partial", "cache/archives/partial"):
         (folder / each).mkdir(parents=True)
+    mirror = _mirror()
     suites = (RELEASE, f"{RELEASE}-backports")
-    lines = [f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n" for suite in suites]
+    lines = [f"deb [signed-by={KEYRING}] {mirror} {suite} main\n" for suite in suites]
     (folder / "sources.list").write_text("".join(lines))
     (folder / "status").touch()
     settings = {
