@@ -28,6 +28,8 @@ VERBS = {
     "check": "read the recipe and say what is wrong with it",
     "inspect": "what is inside a checkpoint, a rotation, a .mllm",
     "deploy": "put artifacts on devices, and run them there",
+    "doctor": "which toolchains are here, and how to get the others",
+    "toolchain": "list, show and install toolchains",
     "cache": "what the store holds; check it, collect its garbage",
     "schema": "the JSON Schema of recipes, for editors",
 }

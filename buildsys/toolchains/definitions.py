@@ -14,11 +14,14 @@ from buildsys.share import shared_folder
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
-KEYS = frozenset({"doc", "unlocks", "get", "versions", "find"})
+KEYS = frozenset({"doc", "unlocks", "get", "page", "versions", "find", "install"})
 KINDS = {
-    "python": frozenset({"python", "interpreter", "with"}),
-    "variable": frozenset({"variable", "file"}),
+    "python": frozenset({"python", "interpreter", "installed", "with", "versions"}),
+    "variable": frozenset({"variable", "file", "version", "names", "versions"}),
+    "installed": frozenset({"installed", "file", "version", "names", "versions"}),
+    "program": frozenset({"program", "versions"}),
 }
+INSTALL = frozenset({"requirements", "python", "imports", "installer", "options"})
 
 
 def folders_for(recipe: str) -> tuple[str, ...]:
@@ -81,7 +84,24 @@ def parse(path: str) -> Json:
         if kind is None:
             raise RecipeError(f"{path}: each place in `find` is one of: {', '.join(KINDS)}")
         _refuse_unknown(path, place, KINDS[kind])
+    if "install" in content:
+        _check_install(path, content["install"])
     return content
+
+
+def _check_install(path: str, install: Json) -> None:
+    if not isinstance(install, dict) or ("requirements" in install) == ("installer" in install):
+        raise RecipeError(f"{path}: `install` has either `requirements` or `installer`")
+    _refuse_unknown(path, install, INSTALL)
+
+
+def known_names(folders: Sequence[str]) -> list[str]:
+    """Every toolchain that some folder has a definition of."""
+    names = set()
+    for folder in folders:
+        if os.path.isdir(folder):
+            names |= {each[:-5] for each in os.listdir(folder) if each.endswith(".yaml")}
+    return sorted(names)
 
 
 def _refuse_unknown(path: str, table: Json, known: frozenset[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buildsys.errors import RecipeError
-from buildsys.toolchains.definitions import definition, folders_for
+from buildsys.toolchains.definitions import definition, folders_for, known_names
 from buildsys.toolchains.finding import Found, find, find_toolchains, site_packages
 
 PYTHON = {"find": [{"python": "some-tool", "interpreter": "TOOL_PYTHON", "with": ["torch"]}]}
@@ -123,3 +123,104 @@ def test_definitions_are_remembered_by_content(tmp_path: Path) -> None:
     found = find_toolchains(["a", "b"], [str(own)], {"B": str(tmp_path)}, str(memory))
     assert set(found.found) == {"a"}
     assert "there is no toolchains/b.yaml" in found.missing["b"]
+
+
+SDK = {
+    "versions": {"from": "2.34"},
+    "find": [
+        {
+            "variable": "SDK",
+            "file": "inc/a.h",
+            "names": "tools/*",
+            "version": [
+                {"file": "sdk.yaml", "pattern": r"^version:\s*([0-9.]+)"},
+                {"folder": r"([0-9]+(?:\.[0-9]+)+)$"},
+            ],
+        }
+    ],
+}
+
+
+def sdk(folder: Path, yaml: str | None = None) -> dict[str, str]:
+    (folder / "inc").mkdir(parents=True)
+    (folder / "inc" / "a.h").write_text("#pragma once\n")
+    (folder / "tools" / "8.7.06").mkdir(parents=True)
+    if yaml is not None:
+        (folder / "sdk.yaml").write_text(yaml)
+    return {"SDK": str(folder)}
+
+
+def test_a_version_is_told_by_a_file_or_else_by_the_folders_name(tmp_path: Path) -> None:
+    for environment in (
+        sdk(tmp_path / "anywhere", "name: x\nversion: 2.40.1.25\n"),
+        sdk(tmp_path / "sdk-2.40.1.25"),
+    ):
+        found = find(SDK, environment)
+        assert isinstance(found, Found)
+        assert found.fields["version"] == "2.40.1.25"
+    old = find(SDK, sdk(tmp_path / "old", "version: 2.33.9"))
+    assert old == f"$SDK is {tmp_path}/old, of version 2.33.9; from 2.34 is needed"
+    untold = find(SDK, sdk(tmp_path / "untold"))
+    assert "its version is not told by sdk.yaml or the folder's name" in str(untold)
+
+
+def test_tools_inside_an_sdk_are_part_of_its_fingerprint(tmp_path: Path) -> None:
+    environment = sdk(tmp_path / "sdk-2.40.1")
+    one = find(SDK, environment)
+    (tmp_path / "sdk-2.40.1" / "tools" / "19.0.04").mkdir()
+    two = find(SDK, environment)
+    assert isinstance(one, Found)
+    assert isinstance(two, Found)
+    assert one.fingerprint["names"] == ["8.7.06"]
+    assert two.fingerprint["names"] == ["19.0.04", "8.7.06"]
+
+
+def test_a_program_is_told_by_its_name_and_its_beginning(tmp_path: Path) -> None:
+    described = {"find": [{"program": ["cc-22", "cc-19"]}]}
+    assert find(described, {"PATH": str(tmp_path)}) == "none of cc-22, cc-19 is on PATH"
+    program = tmp_path / "cc-19"
+    program.write_text("#!/bin/sh\ntouch $0.was-run\n")
+    program.chmod(0o755)
+    one = find(described, {"PATH": f":/nowhere:{tmp_path}"})
+    assert isinstance(one, Found)
+    assert one.fields == {"program": str(program), "version": "19", "root": str(tmp_path)}
+    program.write_text("#!/bin/sh\ntouch $0.was-run\n\n")
+    assert find(described, {"PATH": str(tmp_path)}) != one
+    assert list(tmp_path.iterdir()) == [program]
+
+
+def test_several_toolchains_together_are_all_there_or_missing(tmp_path: Path) -> None:
+    own = tmp_path / "toolchains"
+    own.mkdir()
+    (own / "a.yaml").write_text("find: [{variable: A}]\n")
+    (own / "b.yaml").write_text("find: [{variable: B}]\nget: Buy it.\n")
+    environment = {"A": str(tmp_path)}
+    lacking = find_toolchains(["a+b"], [str(own)], environment)
+    assert lacking.missing["a+b"] == "b: $B is not set. Buy it."
+    together = find_toolchains(["a+b"], [str(own)], {**environment, "B": str(own)}).found["a+b"]
+    assert together.fields == {
+        "root": str(tmp_path),
+        "a.root": str(tmp_path),
+        "b.root": str(own),
+    }
+    assert set(together.fingerprint) == {"a", "b"}
+
+
+def test_the_shipped_definitions_are_right_and_say_how_to_get_them() -> None:
+    folders = folders_for("recipes/recipe.yaml")
+    names = known_names(folders)
+    assert {"qnn-sdk", "hexagon-sdk", "android-ndk", "onnxruntime-qnn", "hexagon-llvm"} <= {*names}
+    for name in names:
+        described = definition(name, folders)
+        assert described["doc"], name
+        assert described["unlocks"], name
+        assert described["get"], name
+
+
+@pytest.mark.parametrize(
+    "install", ["{}", "{requirements: [a], installer: b}", "{requirements: [a], pin: b}", "yes"]
+)
+def test_a_wrong_install_section_is_named(install: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"find: [{{variable: A}}]\ninstall: {install}\n")
+    with pytest.raises(RecipeError, match=r"a\.yaml: (`install` has|unknown key 'pin')"):
+        definition("a", [str(tmp_path)])
