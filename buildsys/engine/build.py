@@ -60,8 +60,8 @@ class Outcome(NamedTuple):
 
 class Tools(NamedTuple):
     """What a build works with. executor: makes one, given the lock's descriptor; say: a line
-    for the person, before and after the display is up; cache: opens the store for a build
-    folder."""
+    for the person, before and after the display is up; at: told of the points between two
+    operations; cache: opens the store for a build folder; watch: shown what is being judged."""
 
     executor: Callable[[int], Executor]
     display: Callable[[], Display]
@@ -70,6 +70,7 @@ class Tools(NamedTuple):
     cache: OpenCache = lambda folder, stamps, say: None
 
 
+    watch: Callable[[Scene], None] = lambda scene: None
 def build_what_is_stale(
     project: Project, request: Request, tools: Tools
 ) -> tuple[Project, Scene, Outcome | None]:
@@ -84,10 +85,15 @@ def build_what_is_stale(
             sweep(project.folder.own("staging"))
         project = with_models(project, request, tools.say)
         scene = survey_of(project, request.forced)
+        tools.at("locked")
         warn_of_damage(scene, tools.say)
+        tools.at("models fetched")
         judge_all(scene.survey, request.selection)
+        tools.at("surveyed")
+        tools.watch(scene)
         refuse_missing(scene.survey, request)
         for line in skipped(scene.survey):
+        tools.at("judged")
             tools.say(line)
         temporaries = Temporaries(project.folder.root, scene.survey, request.named)
         names = to_run(scene.survey, request.selection, temporaries)

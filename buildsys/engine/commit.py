@@ -94,6 +94,7 @@ class Committer:
         changed: what a step has read that is no longer as it was; it is not committed then.
         Raises JournalError or OSError where the disk is full; nothing is half done then.
         """
+        self._at("commit")
         group, self._group = self._group, []
         refused = [(each, why) for each in group if (why := self._why_not(each, changed))]
         sound = [each for each in group if all(each is not other for other, _ in refused)]

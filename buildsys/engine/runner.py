@@ -165,6 +165,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
                 return node  # doit runs those first, and hands the node out again
         self._count += 1
         self._work.look_ahead(name)
+        self._display.ready(name)
         heapq.heappush(self._ready, (-self._priority.get(name, 0.0), self._count, node))
         return None
 
@@ -194,6 +195,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
                 self._running[name] = node
                 self._start(name, node.task.meta["again"])
             else:
+                self._display.waits(name, self._pool.lacks(claim))
                 passed_over.append(place)
         for place in passed_over:
             heapq.heappush(self._ready, place)

@@ -63,6 +63,19 @@ class Pool:
             and sum(each.memory for each in taken) + claim.memory <= self._capacity.memory
         )
 
+    def lacks(self, claim: Claim) -> str:
+        """What there is too little of for a claim that does not fit: a word for people."""
+        taken = self._taken.values()
+        held = [name for each in taken for name in sorted(claim.licences & each.licences)]
+        if held:
+            return f"licence {held[0]}"
+        if sum(each.gpus for each in taken) + claim.gpus > self._capacity.gpus:
+            return "gpu"
+        threads = sum(each.threads for each in taken) + claim.threads
+        if len(taken) >= self._capacity.jobs or threads > self._capacity.threads:
+            return "cpu"
+        return "memory"
+
     def take(self, name: str, claim: Claim) -> None:
         self._taken[name] = claim
 

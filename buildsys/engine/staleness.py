@@ -82,6 +82,11 @@ class Survey:
         self._looked_up: dict[str, tuple[dict[str, Json], str]] = {}
         self._versions: Mapping[str, str] | None = None
 
+    @property
+    def hash_one(self) -> Callable[[str], str]:
+        """What digests a file."""
+        return self._stamps.hash_one
+
     def judge(self, name: str) -> Verdict:
         """Decide about one step; what it reads must have been judged before.
 

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from buildsys.engine.display import Unmoved
 from buildsys.engine.progress import Running, Tally, duration, how_far, memory, shortened
 
 REDRAW = 0.1  # seconds
@@ -26,7 +27,7 @@ MOST_SHOWN = 12  # running steps
 NO_ESTIMATES: Mapping[str, float] = MappingProxyType({})
 
 
-class LiveDisplay:
+class LiveDisplay(Unmoved):
     """The engine's thread tells and never draws; the drawing thread draws and never tells.
 
     Invariant: `_tally` and `_lines` are touched under `_lock` only.

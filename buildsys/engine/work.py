@@ -23,7 +23,6 @@ from buildsys.engine.keeping import forget_kept
 from buildsys.engine.key import key_digest
 from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
-from buildsys.engine.stamps import hash_file
 from buildsys.errors import QbuildError
 from buildsys.store.placing import fsync
 
@@ -277,7 +276,7 @@ class Work:
 
         restored: the digests of files that come from the store, by path; origin: which.
         """
-        hash_one = hash_file if restored is None else restored.__getitem__
+        hash_one = self._survey.hash_one if restored is None else restored.__getitem__
         digests: dict[str, str] = {}
         for output in outputs:
             digests |= stage.digest_output(output, hash_one)
@@ -311,6 +310,7 @@ class Work:
             record = finished.record
             if self._cache is not None:
                 self._cache.keep(finished)
+            self._display.committed(finished.step, record)
             if "restored" in record:
                 self._display.restored(finished.step, record["restored"])
             else:
@@ -329,6 +329,7 @@ class Work:
         self._staging.discard(running.staging)
         failure = Failure(name, error, ended, self._folder.log(name))
         self.failures.append(failure)
+        self._display.failed(failure)
         wall, memory = (ended.wall, ended.peak_memory) if ended is not None else (0.0, 0)
         self._display.ended(name, True, wall, memory)
         self._display.say(str(failure))
