@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from buildsys.cli import build_steps
+from buildsys.cli import up_to_date
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    build_steps.configure(parser, targets=True)
+    up_to_date.configure(parser, targets=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    return build_steps.run(args)
+    return up_to_date.run(args)

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from buildsys.cli.build_words import add_folder_words, project_of, say
+from buildsys.cli.build_words import project_of, say
+from buildsys.cli.up_to_date import nothing_to_do
 from buildsys.engine.build import (
     Request,
     Tools,
     build_what_is_stale,
     judge_all,
-    skipped,
     to_run,
 )
-from buildsys.engine.gates import keep_readings, read_gates
+from buildsys.engine.gates import keep_readings, read_gates, ready_gates
 from buildsys.engine.project import survey_of
+from buildsys.engine.staleness import skipped
+from buildsys.engine.standing import Answer
 from buildsys.engine.temporary import Temporaries
 from buildsys.plan.targets import targets, upstream
 
@@ -36,31 +38,6 @@ FAILED = 1
 SIGNALLED = 128
 
 
-def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
-    add_folder_words(parser, targets=targets)
-    parser.add_argument(
-        "-j", "--jobs", type=positive, metavar="N", help="steps at a time (default: processors)"
-    )
-    parser.add_argument("-k", "--keep-going", action="store_true", help="build what can be built")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run, and why")
-    parser.add_argument("--strict", action="store_true", help="a skipped artifact is an error")
-    parser.add_argument(
-        "--force", action="append", default=[], metavar="TARGET", help="build it in any case"
-    )
-    cached = parser.add_mutually_exclusive_group()
-    cached.add_argument("--cache", metavar="URL", help="share artifacts with other machines")
-    cached.add_argument("--no-cache", action="store_true", help="use no store, local or shared")
-    loud = parser.add_mutually_exclusive_group()
-    loud.add_argument("-v", "--verbose", action="store_true", help="say why each step runs")
-    loud.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-
-
-def positive(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"'{word}' is not a number of 1 or more")
-    return int(word)
-
-
 def run(args: argparse.Namespace) -> int:
     """Build what is stale; 0, or the exit code that says what went wrong."""
     project, words = project_of(args)
@@ -71,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     opened = partial(open_cache, args, request)
     tools = Tools(local_executor, lambda: display_of(args), say_so, cache=opened)
     project, scene, outcome = build_what_is_stale(project, request, tools)
-    code = nothing_to_do(scene, request, args) if outcome is None else sum_up(outcome, args)
+    code = nothing_done(scene, request, args) if outcome is None else sum_up(outcome, args)
     return check_gates(project, scene, args) or code
 
 
@@ -115,15 +92,9 @@ def quiet(text: str) -> None:
         say(text)
 
 
-def nothing_to_do(scene: Scene, request: Request, args: argparse.Namespace) -> int:
-    if not args.quiet:
-        fresh = sum(scene.survey.verdicts[name].state == "fresh" for name in request.selection)
-        print(f"nothing to do: {counted(fresh, 'artifact')} up to date")
-    return 0
-
-
-def counted(number: int, what: str) -> str:
-    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
+def nothing_done(scene: Scene, request: Request, args: argparse.Namespace) -> int:
+    fresh = sum(scene.survey.verdicts[name].state == "fresh" for name in request.selection)
+    return nothing_to_do(Answer(fresh, ()), args)
 
 
 def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
@@ -146,13 +117,7 @@ def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
 
 def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int:
     """Read the gates on artifacts that are fresh; 1 where one fails."""
-    plan, verdicts = project.plan, scene.survey.verdicts
-    ready = []
-    for gate in plan.gates:
-        verdict = verdicts.get(plan.producer[gate.artifact])
-        if verdict is not None and verdict.state == "fresh" and not verdict.absent:
-            ready.append(gate)
-    readings = read_gates(ready, project.folder)
+    readings = read_gates(ready_gates(project.plan, scene.survey.verdicts), project.folder)
     keep_readings(readings, project.folder)
     for reading in readings:
         if not reading.passed:

@@ -12,6 +12,8 @@ from buildsys.engine.hub import with_fetched_models
 from buildsys.engine.project import open_project
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from buildsys.engine.project import Project
 
 
@@ -25,16 +27,25 @@ def add_folder_words(parser: argparse.ArgumentParser, *, targets: bool) -> None:
 
 def project_of(args: argparse.Namespace) -> tuple[Project, tuple[str, ...]]:
     """The project that a command line means, and the targets that it names."""
-    words = [args.words] if isinstance(args.words, str) else args.words or []
-    recipe, targets = split_words(words)
+    recipe, targets = folder_words(args)
     given = read_defines(args.defines)
     project = open_project(recipe, given, args.build_dir)
-    kept = {name: word for name, word in project.defines.items() if name not in given}
+    say_kept(project.defines, given)
+    plan = with_fetched_models(project.plan, project.folder)
+    return project._replace(blueprint=project.blueprint._replace(plan=plan)), targets
+
+
+def folder_words(args: argparse.Namespace) -> tuple[str | None, tuple[str, ...]]:
+    """The recipe, if it is named, and the targets."""
+    return split_words([args.words] if isinstance(args.words, str) else args.words or [])
+
+
+def say_kept(defines: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Say which of the -D words are those of an earlier build."""
+    kept = {name: word for name, word in defines.items() if name not in given}
     if kept:
         listed = " ".join(f"-D {name}={word}" for name, word in kept.items())
         say(f"using {listed}, which this build folder was made with")
-    plan = with_fetched_models(project.plan, project.folder)
-    return project._replace(blueprint=project.blueprint._replace(plan=plan)), targets
 
 
 def say(text: str) -> None:

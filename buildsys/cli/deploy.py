@@ -97,13 +97,13 @@ def build_what_is_pushed(
     targets = list(dict.fromkeys(wanted))
     if args.no_build or args.dry_run or not targets:
         return 0
-    from buildsys.cli import build_steps
+    from buildsys.cli import up_to_date
 
     parser = argparse.ArgumentParser()
-    build_steps.configure(parser, targets=True)
+    up_to_date.configure(parser, targets=True)
     # stdout is for events then; what fails is told on stderr in any case.
     words = [os.path.abspath(project.recipe), *targets, *(["--quiet"] if args.json else [])]
-    return build_steps.run(parser.parse_args([*words, "--build-dir", project.folder.root]))
+    return up_to_date.run(parser.parse_args([*words, "--build-dir", project.folder.root]))
 
 
 def payloads(

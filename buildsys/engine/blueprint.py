@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan
     from buildsys.rules.spec import Rule
 
-VERSION = 1
+VERSION = 2
 # What decides how a recipe becomes a blueprint.
 MAKERS = ("", "recipe", "plan", "rules", "engine")
 
@@ -90,6 +90,7 @@ def write_cache(
     plan = blueprint.plan
     header = {
         "version": VERSION,
+        "name": plan.name,
         "recipe": os.path.abspath(plan.recipe),
         "defines": dict(defines),
         "here": os.getcwd(),
@@ -98,31 +99,62 @@ def write_cache(
         "qbuild": own_stamp(),
         "packages": packages_stamp(),
     }
-    body = {
-        "plan": to_json(plan),
-        "rules": {name: list(facts) for name, facts in blueprint.rules.items()},
-        "fixed": dict(blueprint.fixed),
-    }
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "w") as file:
             file.write(json.dumps(header) + "\n")
-            file.write(json.dumps(body, separators=(",", ":")))
+            file.write(json.dumps(to_body(blueprint), separators=(",", ":")))
         os.replace(temporary, path)
     except OSError:
         return  # the recipe is read again next time, and that is all
 
 
-def read_cache(path: str, recipe: str, defines: Mapping[str, str]) -> Blueprint | None:
-    """The remembered blueprint of this recipe and these -D words, if it still holds."""
+class Cached(NamedTuple):
+    """A remembered blueprint that holds. name: its plan's; key: a digest of all that it was
+    made from."""
+
+    name: str
+    key: str
+
+
+def find_cache(path: str, recipe: str, defines: Mapping[str, str]) -> Cached | None:
+    """Whether the remembered blueprint of this recipe and these -D words still holds."""
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.readline())
-            if not _holds(header, recipe, defines):
+            line = file.readline()
+        header = json.loads(line)
+        return _cached(header, line) if _holds(header, recipe, defines) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _cached(header: Json, line: bytes) -> Cached:
+    return Cached(header["name"], blake3(line).hexdigest())
+
+
+def read_cache(path: str, found: Cached) -> Blueprint | None:
+    """The remembered blueprint; None where another one was written since."""
+    try:
+        with open(path, "rb") as file:
+            if blake3(file.readline()).hexdigest() != found.key:
                 return None
             body = json.loads(file.read())
     except (OSError, ValueError):
         return None
+    return from_body(body)
+
+
+def to_body(blueprint: Blueprint) -> Json:
+    """A blueprint as JSON values."""
+    return {
+        "plan": to_json(blueprint.plan),
+        "rules": {name: list(facts) for name, facts in blueprint.rules.items()},
+        "fixed": dict(blueprint.fixed),
+    }
+
+
+def from_body(body: Json) -> Blueprint:
+    """The blueprint that `to_body` wrote."""
     rules = {name: _facts(row) for name, row in body["rules"].items()}
     return Blueprint(from_json(body["plan"]), rules, body["fixed"])
 

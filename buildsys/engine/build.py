@@ -14,6 +14,8 @@ from buildsys.engine.hub import fetch_models
 from buildsys.engine.lock import BuildLock
 from buildsys.engine.project import remember_plan, survey_of
 from buildsys.engine.staging import sweep
+from buildsys.engine.staleness import skipped
+from buildsys.engine.standing import leave_answer
 from buildsys.engine.temporary import Temporaries
 from buildsys.errors import QbuildError, ToolchainMissing
 
@@ -68,9 +70,9 @@ class Tools(NamedTuple):
     say: Callable[[str], None]
     at: Callable[[str], None] = lambda point: None
     cache: OpenCache = lambda folder, stamps, say: None
-
-
     watch: Callable[[Scene], None] = lambda scene: None
+
+
 def build_what_is_stale(
     project: Project, request: Request, tools: Tools
 ) -> tuple[Project, Scene, Outcome | None]:
@@ -83,17 +85,17 @@ def build_what_is_stale(
     with locked(project, tools.say) as lock_fd:
         if lock_fd >= 0:
             sweep(project.folder.own("staging"))
-        project = with_models(project, request, tools.say)
-        scene = survey_of(project, request.forced)
         tools.at("locked")
-        warn_of_damage(scene, tools.say)
+        project = with_models(project, request, tools.say)
         tools.at("models fetched")
-        judge_all(scene.survey, request.selection)
+        scene = survey_of(project, request.forced)
         tools.at("surveyed")
         tools.watch(scene)
+        warn_of_damage(scene, tools.say)
+        judge_all(scene.survey, request.selection)
+        tools.at("judged")
         refuse_missing(scene.survey, request)
         for line in skipped(scene.survey):
-        tools.at("judged")
             tools.say(line)
         temporaries = Temporaries(project.folder.root, scene.survey, request.named)
         names = to_run(scene.survey, request.selection, temporaries)
@@ -106,6 +108,8 @@ def build_what_is_stale(
         finally:
             if lock_fd >= 0:
                 remember(project, scene)
+        if lock_fd >= 0 and outcome is None and len(request.selection) == len(project.plan.steps):
+            leave_answer(project, scene)
     return project, scene, outcome
 
 
@@ -276,12 +280,3 @@ def signals_to(stop: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def skipped(survey: Survey) -> list[str]:
-    """A line for each skipped step, with the chain that leads to what is missing."""
-    return [
-        f"skipped {name}: {verdict.reasons[0]}"
-        for name, verdict in survey.verdicts.items()
-        if verdict.state == "skipped"
-    ]

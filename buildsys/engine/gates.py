@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine.folder import BuildFolder, read_json, write_json
 from buildsys.errors import RecipeError
 
 if TYPE_CHECKING:
-    from buildsys.plan.graph import Gate, Json
+    from buildsys.engine.staleness import Verdict
+    from buildsys.plan.graph import Gate, Json, Plan
 
 
 class Reading(NamedTuple):
@@ -33,6 +34,16 @@ class Reading(NamedTuple):
         sign, word = ("<=", "holds") if self.passed else (">", "fails")
         gate = self.gate
         return f"gate {word}: {gate.artifact} {gate.figure} = {self.value:g} {sign} {gate.limit:g}"
+
+
+def ready_gates(plan: Plan, verdicts: Mapping[str, Verdict]) -> list[Gate]:
+    """The gates on artifacts that are fresh and there."""
+    ready = []
+    for gate in plan.gates:
+        verdict = verdicts.get(plan.producer[gate.artifact])
+        if verdict is not None and verdict.state == "fresh" and not verdict.absent:
+            ready.append(gate)
+    return ready
 
 
 def read_gates(gates: Iterable[Gate], folder: BuildFolder) -> list[Reading]:

@@ -29,15 +29,38 @@ class BuildLock:
         Raises OSError where the folder takes no file (a disk that is read-only).
         """
         while True:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = self._open()
             self._wait(fd)
-            # Somebody may have removed the file while we waited: then we hold nothing.
-            try:
-                if os.path.samestat(os.fstat(fd), os.stat(self._path)):
-                    break
-            except FileNotFoundError:
-                pass
+            if self._is_still_there(fd):
+                break
             os.close(fd)
+        self._hold(fd)
+
+    def try_acquire(self) -> bool:
+        """Take it unless somebody else holds it. Raises OSError as `acquire` does."""
+        fd = self._open()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        if not self._is_still_there(fd):
+            os.close(fd)
+            return False
+        self._hold(fd)
+        return True
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def _is_still_there(self, fd: int) -> bool:
+        """Somebody may have removed the file while we waited: then we hold nothing."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _hold(self, fd: int) -> None:
         self.fd = fd
         owner = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
         os.ftruncate(fd, 0)

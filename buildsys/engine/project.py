@@ -25,7 +25,7 @@ from buildsys.errors import UsageError
 from buildsys.share import shared_folder
 
 if TYPE_CHECKING:
-    from buildsys.engine.blueprint import Blueprint
+    from buildsys.engine.blueprint import Blueprint, Cached
     from buildsys.engine.stamps import Stamp
     from buildsys.plan.graph import Json, Plan
 
@@ -55,12 +55,39 @@ class Scene(NamedTuple):
     machine: Machine
 
 
+class Place(NamedTuple):
+    """A recipe that was built before: its folder, and the blueprint that is remembered there
+    and holds."""
+
+    recipe: str
+    defines: Mapping[str, str]
+    folder: BuildFolder
+    cached: Cached
+
+
 def open_project(word: str | None, given: Mapping[str, str], build_dir: str | None) -> Project:
     """The project that a command line means; the recipe is read only where no cached plan holds.
 
     Raises UsageError and RecipeError; writes nothing.
     """
-    recipe = _recipe(word, build_dir)
+    recipe = named_recipe(word, build_dir)
+    place = find_place(recipe, given, build_dir)
+    if place is not None:
+        found = drawing.read_cache(place.folder.own("plan"), place.cached)
+        if found is not None:
+            return Project(recipe, place.defines, place.folder, found, ())
+    if build_dir is not None:
+        folder = _at(build_dir)
+        defines = agreed_defines(folder, given)
+        return Project(recipe, defines, folder, *drawing.load(recipe, defines))
+    return _read(recipe, given)
+
+
+def find_place(recipe: str, given: Mapping[str, str], build_dir: str | None) -> Place | None:
+    """Where this recipe was built before, if what is remembered of it there still holds.
+
+    Raises UsageError where the folder `build_dir` was made with other -D words.
+    """
     for folder in [_at(build_dir)] if build_dir is not None else candidates(recipe):
         try:
             defines = agreed_defines(folder, given)
@@ -68,13 +95,11 @@ def open_project(word: str | None, given: Mapping[str, str], build_dir: str | No
             if build_dir is not None:
                 raise
             continue
-        found = drawing.read_cache(folder.own("plan"), recipe, defines)
+        cached = drawing.find_cache(folder.own("plan"), recipe, defines)
         # A recipe may also have been built with --build-dir: then that must be said again.
-        if found is not None and (build_dir is not None or folder == folder_named(found.plan.name)):
-            return Project(recipe, defines, folder, found, ())
-        if build_dir is not None:
-            return Project(recipe, defines, folder, *drawing.load(recipe, defines))
-    return _read(recipe, given)
+        if cached is not None and (build_dir is not None or folder == folder_named(cached.name)):
+            return Place(recipe, defines, folder, cached)
+    return None
 
 
 def _read(recipe: str, given: Mapping[str, str]) -> Project:
@@ -91,7 +116,11 @@ def _at(build_dir: str) -> BuildFolder:
     return BuildFolder(os.path.abspath(build_dir))
 
 
-def _recipe(word: str | None, build_dir: str | None) -> str:
+def named_recipe(word: str | None, build_dir: str | None) -> str:
+    """The recipe that is meant: the one named, else that of the last build, else the only one.
+
+    Raises UsageError.
+    """
     if word is not None and os.path.isfile(word):
         return word
     last = last_recipe(build_dir) if word is None else None
@@ -106,12 +135,23 @@ def survey_of(
     project: Project, forced: Collection[str] = (), machine: Machine | None = None
 ) -> Scene:
     """Everything that staleness depends on, as it is now. Needs no lock; no step is judged yet."""
-    folder = project.folder
+    entries = read_journal(project.folder.own("journal"))
+    return survey_in(project.folder, project.blueprint, entries, forced, machine)
+
+
+def survey_in(
+    folder: BuildFolder,
+    blueprint: Blueprint,
+    entries: Entries,
+    forced: Collection[str] = (),
+    machine: Machine | None = None,
+) -> Scene:
+    """As `survey_of`, of a journal that was read already."""
     stamps = Stamps(folder.root, folder.own("stamps"), vouched=store_vouches)
     code = RuleCode(stamps, folder.own("code"), tuple(sys.path))
-    entries = read_journal(folder.own("journal"))
-    machine = this_machine(project.plan, folder.own("toolchains")) if machine is None else machine
-    survey = Survey(project.blueprint, entries, stamps, code, machine, forced)
+    if machine is None:
+        machine = this_machine(blueprint.plan, folder.own("toolchains"))
+    survey = Survey(blueprint, entries, stamps, code, machine, forced)
     return Scene(survey, stamps, code, entries, machine)
 
 

@@ -127,6 +127,21 @@ class Survey:
         inputs, _ = self._inputs(step, facts)
         return {**fixed, "inputs": inputs, **self._lookups(step, facts)[0]}
 
+    def looked_up(self, step: Step) -> Json:
+        """What neither plan nor journal say of a step: the digest of its lookups and the sources
+        that it reads; or why it cannot be made here."""
+        missing = self._why_unable(step)
+        if missing is not None:
+            return str(missing)
+        facts = self.blueprint.rules[step.rule]
+        sources = {
+            f"{given} {ref.name}": self._source(ref.name, facts.parts.get(given, ()))
+            for given, refs in step.inputs.items()
+            for ref in refs
+            if ref.kind == "source"
+        }
+        return [self._lookups(step, facts)[1], sources]
+
     def changed_since(self, step: Step, parts: Mapping[str, Json]) -> list[Reason]:
         """What of the parts that a step ran with is no longer so (see `expire`)."""
         changed = list(differences(parts, self.parts(step)))
@@ -134,7 +149,7 @@ class Survey:
             for ref in given:
                 promised = self.digests.get(ref.name)
                 if ref.kind == "artifact" and promised is not None:
-                    changed += self._output_reasons(ref.name, promised)
+                    changed += self.output_reasons(ref.name, promised)
         return changed
 
     def _decide(self, step: Step) -> Verdict:
@@ -167,12 +182,19 @@ class Survey:
         """What was looked for in vain for a step of its own toolchain, and how to get it."""
         return self._machine.missing.get(self.plan.steps[step].toolchain or "")
 
-    def _why_skipped(self, step: Step) -> Reason | None:
+    def _why_unable(self, step: Step) -> Reason | None:
+        """What this machine lacks for a step."""
         if step.toolchain is not None and step.toolchain not in self._machine.toolchains:
             return Reason(f"toolchain '{step.toolchain}' is not installed")
         wanted = int(step.resources.get("gpu") or 0)
         if wanted > self._machine.gpus:
             return Reason(f"it needs {wanted} GPU, and there are {self._machine.gpus} here")
+        return None
+
+    def _why_skipped(self, step: Step) -> Reason | None:
+        unable = self._why_unable(step)
+        if unable is not None:
+            return unable
         for given in step.inputs.values():
             for ref in given:
                 if ref.kind == "source" or ref.optional:
@@ -181,6 +203,11 @@ class Survey:
                 if maker is not None and maker.state == "skipped":
                     return Reason(f"needs {ref.name}: {maker.reasons[0].text}")
         return None
+
+    def is_skipped_for_others(self, name: str) -> bool:
+        """Skipped, and not for want of what it needs itself: then nothing was looked up."""
+        skipped = self.verdicts[name].state == "skipped"
+        return skipped and self._why_unable(self.plan.steps[name]) is None
 
     def _is_adopted(self, step: Step) -> bool:
         """Whether it was made elsewhere, and is to stay: what this machine has does not count."""
@@ -242,10 +269,11 @@ class Survey:
         return tuple(
             reason
             for path in step.outputs.values()
-            for reason in self._output_reasons(path, promised[path])
+            for reason in self.output_reasons(path, promised[path])
         )
 
-    def _output_reasons(self, path: str, promised: str) -> list[Reason]:
+    def output_reasons(self, path: str, promised: str | None) -> list[Reason]:
+        """Why an output is not the one that was promised (None: none should be there)."""
         try:
             found = artifact_digest(self._stamps, path)
         except UnfitContent as error:
@@ -342,3 +370,12 @@ def record_of(
         "parts": {name: value for name, value in parts.items() if name != "inputs"},
         "why": [str(reason) for reason in reasons],
     }
+
+
+def skipped(survey: Survey) -> list[str]:
+    """A line for each skipped step, with the chain that leads to what is missing."""
+    return [
+        f"skipped {name}: {verdict.reasons[0]}"
+        for name, verdict in survey.verdicts.items()
+        if verdict.state == "skipped"
+    ]

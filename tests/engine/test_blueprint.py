@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buildsys.engine import blueprint
-from buildsys.engine.blueprint import load, read_cache, write_cache
+from buildsys.engine.blueprint import find_cache, load, read_cache, write_cache
 from tests.cli.conftest import RECIPE
 
 
@@ -24,7 +24,13 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cached(recipe: Path, defines: dict[str, str] | None = None) -> bool:
-    return read_cache(str(recipe.parent / "plan"), str(recipe), defines or {}) is not None
+    return remembered(recipe, defines or {}) is not None
+
+
+def remembered(recipe: Path, defines: dict[str, str]) -> blueprint.Blueprint | None:
+    path = str(recipe.parent / "plan")
+    found = find_cache(path, str(recipe), defines)
+    return None if found is None else read_cache(path, found)
 
 
 def write(recipe: Path) -> blueprint.Blueprint:
@@ -35,7 +41,7 @@ def write(recipe: Path) -> blueprint.Blueprint:
 
 def test_what_is_read_back_is_what_was_made(recipe: Path) -> None:
     made = write(recipe)
-    found = read_cache(str(recipe.parent / "plan"), str(recipe), {})
+    found = remembered(recipe, {})
     assert found is not None
     assert found.fixed == made.fixed
     assert found.rules == made.rules
