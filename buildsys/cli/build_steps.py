@@ -9,28 +9,27 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import project_of, say
+from buildsys.cli.recipe_words import SUFFIX
 from buildsys.cli.up_to_date import nothing_to_do
+from buildsys.cli.window import listed, show
 from buildsys.engine.build import (
     Request,
     Tools,
     build_what_is_stale,
-    judge_all,
-    to_run,
 )
 from buildsys.engine.gates import keep_readings, read_gates, ready_gates
-from buildsys.engine.project import survey_of
-from buildsys.engine.staleness import skipped
 from buildsys.engine.standing import Answer
-from buildsys.engine.temporary import Temporaries
 from buildsys.plan.targets import targets, upstream
 
 if TYPE_CHECKING:
     from buildsys.engine.build import Outcome
     from buildsys.engine.display import Display
     from buildsys.engine.executor import Executor
+    from buildsys.engine.gates import Reading
     from buildsys.engine.project import Project, Scene
     from buildsys.engine.stamps import Stamps
     from buildsys.engine.storing import StepCache
+    from buildsys.engine.trace import Trace
 
     Say = Callable[[str], None]
 
@@ -40,24 +39,57 @@ SIGNALLED = 128
 
 def run(args: argparse.Namespace) -> int:
     """Build what is stale; 0, or the exit code that says what went wrong."""
+    if args.dry_run:
+        from buildsys.cli import dry_run
+
+        return dry_run.run(args)
+    if args.trace is not None or args.log_format == "json":
+        from buildsys.cli import observing
+
+        return observing.run(args)
     project, words = project_of(args)
     request = request_of(args, project, words)
-    if args.dry_run:
-        return dry_run(project, request)
     say_so = quiet if args.quiet else say
     opened = partial(open_cache, args, request)
-    tools = Tools(local_executor, lambda: display_of(args), say_so, cache=opened)
+    tools = Tools(executor_of(args), lambda: display_of(args), say_so, cache=opened)
     project, scene, outcome = build_what_is_stale(project, request, tools)
+    return finish(project, scene, outcome, request, args)
+
+
+def finish(
+    project: Project,
+    scene: Scene,
+    outcome: Outcome | None,
+    request: Request,
+    args: argparse.Namespace,
+) -> int:
+    """Say what came of the build, and read the gates; the exit code."""
     code = nothing_done(scene, request, args) if outcome is None else sum_up(outcome, args)
     return check_gates(project, scene, args) or code
+
+
+def take_recipe(args: argparse.Namespace) -> None:
+    """`--force r.yaml`: the recipe stands where a target may, and is none."""
+    for at, word in enumerate(args.force):
+        if word.endswith(SUFFIX):
+            args.force[at] = ""
+            args.words = [word, *args.words] if isinstance(args.words, list) else word
 
 
 def request_of(args: argparse.Namespace, project: Project, words: tuple[str, ...]) -> Request:
     wanted = targets(project.plan, words)
     selection = upstream(project.plan, wanted) if words else wanted
     named = frozenset(wanted) if words else frozenset()
-    forced = targets(project.plan, args.force) if args.force else ()
-    return Request(selection, named, forced, args.jobs, args.keep_going, args.strict)
+    forced = {
+        name for word in args.force for name in (targets(project.plan, [word] if word else words))
+    }
+    ordered = tuple(name for name in project.plan.steps if name in forced)
+    return Request(selection, named, ordered, args.jobs, args.keep_going, args.strict)
+
+
+def executor_of(args: argparse.Namespace) -> Callable[[int], Executor]:
+    """Where steps run: makes the executor, given the lock's descriptor."""
+    return local_executor
 
 
 def local_executor(lock_fd: int) -> Executor:
@@ -67,7 +99,12 @@ def local_executor(lock_fd: int) -> Executor:
 
 
 def open_cache(
-    args: argparse.Namespace, request: Request, folder: str, stamps: Stamps, say: Say
+    args: argparse.Namespace,
+    request: Request,
+    folder: str,
+    stamps: Stamps,
+    say: Say,
+    trace: Trace | None = None,
 ) -> StepCache | None:
     """The store and what is shared; None where there is none, or none is wanted.
 
@@ -77,7 +114,7 @@ def open_cache(
 
     if args.no_cache:
         return None
-    return open_step_cache(folder, stamps, say, request.forced, args.cache)
+    return open_step_cache(folder, stamps, say, request.forced, args.cache, trace)
 
 
 def display_of(args: argparse.Namespace) -> Display:
@@ -108,8 +145,15 @@ def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
         parts.append(f"not tried, for want of these: {', '.join(outcome.blocked)}")
     if outcome.stopped_by:
         parts.append("interrupted; finished steps are kept")
+    if outcome.untried:
+        word = "not made" if outcome.stopped_by else "not started"
+        parts.append(f"{word}: {listed(outcome.untried)}")
     if not args.quiet or outcome.failures:
-        print("; ".join(parts), file=sys.stderr if len(parts) > 1 else sys.stdout)
+        show(["; ".join(parts)], sys.stderr if len(parts) > 1 else sys.stdout)
+    return exit_code(outcome)
+
+
+def exit_code(outcome: Outcome) -> int:
     if outcome.stopped_by:
         return SIGNALLED + outcome.stopped_by
     return FAILED if outcome.failures else 0
@@ -117,8 +161,7 @@ def sum_up(outcome: Outcome, args: argparse.Namespace) -> int:
 
 def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int:
     """Read the gates on artifacts that are fresh; 1 where one fails."""
-    readings = read_gates(ready_gates(project.plan, scene.survey.verdicts), project.folder)
-    keep_readings(readings, project.folder)
+    readings = gate_readings(project, scene)
     for reading in readings:
         if not reading.passed:
             say(f"error: {reading}")
@@ -127,18 +170,8 @@ def check_gates(project: Project, scene: Scene, args: argparse.Namespace) -> int
     return 0 if all(reading.passed for reading in readings) else FAILED
 
 
-def dry_run(project: Project, request: Request) -> int:
-    """Say what would run and why; change nothing."""
-    scene = survey_of(project, request.forced)
-    judge_all(scene.survey, request.selection)
-    temporaries = Temporaries(project.folder.root, scene.survey, request.named)
-    names = to_run(scene.survey, request.selection, temporaries)
-    for line in skipped(scene.survey):
-        print(line)
-    for name in names:
-        verdict = scene.survey.verdicts[name]
-        word = "would run" if verdict.state == "stale" else "may run"
-        print(f"{word} {name}: {'; '.join(map(str, verdict.reasons))}")
-    if not names:
-        print("nothing to do")
-    return 0
+def gate_readings(project: Project, scene: Scene) -> list[Reading]:
+    """The gates' figures, as they are now; kept for `deploy`."""
+    readings = read_gates(ready_gates(project.plan, scene.survey.verdicts), project.folder)
+    keep_readings(readings, project.folder)
+    return readings

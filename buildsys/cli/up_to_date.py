@@ -22,7 +22,13 @@ def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run, and why")
     parser.add_argument("--strict", action="store_true", help="a skipped artifact is an error")
     parser.add_argument(
-        "--force", action="append", default=[], metavar="TARGET", help="build it in any case"
+        "--force",
+        action="append",
+        nargs="?",
+        const="",
+        default=[],
+        metavar="TARGET",
+        help="build it in any case; without TARGET, all that is named (or everything)",
     )
     cached = parser.add_mutually_exclusive_group()
     cached.add_argument("--cache", metavar="URL", help="share artifacts with other machines")
@@ -30,6 +36,13 @@ def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="say why each step runs")
     loud.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--trace", metavar="FILE", help="write what happened when, for Perfetto")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: one event on a line, on standard output",
+    )
 
 
 def positive(word: str) -> int:
@@ -40,6 +53,10 @@ def positive(word: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Build what is stale; 0, or the exit code that says what went wrong."""
+    if args.force:
+        from buildsys.cli.build_steps import take_recipe
+
+        take_recipe(args)
     answer = standing_answer(args)
     if answer is not None:
         return nothing_to_do(answer, args)
@@ -53,6 +70,8 @@ def standing_answer(args: argparse.Namespace) -> Answer | None:
     asked than that."""
     recipe, targets = folder_words(args)
     if targets or args.dry_run or args.force or args.strict or args.verbose:
+        return None
+    if args.trace is not None or args.log_format != "text":
         return None
     given = read_defines(args.defines)
     place = find_place(named_recipe(recipe, args.build_dir), given, args.build_dir)

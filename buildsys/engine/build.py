@@ -51,7 +51,7 @@ class Request(NamedTuple):
 class Outcome(NamedTuple):
     """made: committed steps; blocked: steps that wait for a failed one; stopped_by: a signal's
     number, 0 if none came; restored: committed steps that did not run, for their outputs were
-    in the store."""
+    in the store; untried: steps that the build ended before."""
 
     made: tuple[str, ...]
     failures: tuple[Failure, ...]
@@ -59,6 +59,7 @@ class Outcome(NamedTuple):
     stopped_by: int
     restored: tuple[str, ...] = ()
 
+    untried: tuple[str, ...] = ()
 
 class Tools(NamedTuple):
     """What a build works with. executor: makes one, given the lock's descriptor; say: a line
@@ -256,7 +257,12 @@ def build(
     restored = tuple(name for name in new if "restored" in done[name])
     made = tuple(name for name in new if "restored" not in done[name])
     failures, blocked = tuple(work.failures), tuple(runner.blocked)
-    return Outcome(made, failures, blocked, runner.stopped_by, restored)
+    told = {*new, *blocked, *(each.step for each in failures)}
+    # What runs when a signal comes was started, and is as undone as what was not.
+    untried = tuple(
+        name for name in names if name not in told and survey.verdicts[name].state != "fresh"
+    )
+    return Outcome(made, failures, blocked, runner.stopped_by, restored, untried)
 
 
 @contextmanager

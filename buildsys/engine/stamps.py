@@ -73,7 +73,7 @@ class Stamps:
         self._digests: dict[str, tuple[Stamp, str]] = {}
         self._changed = False
         self.hashed: list[str] = []
-        self.hash_one = hash_file  # a trace puts a watch around it
+        self.hash_one: Callable[[str], str] = hash_file  # a trace puts a watch around it
 
     def path(self, name: str) -> str:
         """The place of a file: `name` is absolute, or relative to the root."""

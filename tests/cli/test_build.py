@@ -91,6 +91,7 @@ def test_dry_run_says_what_would_run_and_changes_nothing(qbuild: Qbuild, project
         "would run a: never built",
         "would run b: never built",
         "would run sub/c: never built",
+        "never run here, so of unknown time and size: a, b, sub/c",
     ]
     assert not (project / "build").exists()
 
