@@ -8,7 +8,11 @@ their own; `is_for_people` tells them all.
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
+
+# What a disk says that is full, read-only or broken.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 class Location(NamedTuple):
@@ -90,6 +94,18 @@ def explain(error: QbuildError) -> str:
     if error.remedy:
         lines.append(error.remedy)
     return "\n".join(lines)
+
+
+def disk_error(error: BaseException) -> QbuildError | None:
+    """What a disk refuses, as a failure that a person can mend; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = "make room and run the same command again: finished steps are kept"
+    return QbuildError(
+        f"{where}{error.strerror}",
+        remedy=remedy if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
+    )
 
 
 def is_for_people(error: BaseException) -> bool:

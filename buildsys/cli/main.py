@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import buildsys
-from buildsys.errors import QbuildError, UsageError, is_for_people
+from buildsys.errors import QbuildError, UsageError, disk_error, is_for_people
 
 INTERRUPTED = 130
 VERBS = {
@@ -93,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # the edge: people's mistakes are printed, bugs keep their traceback
-        if not is_for_people(error):
+        told = disk_error(error) or error
+        if not is_for_people(told):
             raise
-        print(error, file=sys.stderr)
-        return error.exit_code if isinstance(error, QbuildError) else QbuildError.exit_code
+        print(told, file=sys.stderr)
+        return told.exit_code if isinstance(told, QbuildError) else QbuildError.exit_code
     return code
 
 

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 import buildsys
 from buildsys.engine.key import canonical, distribution_versions, fixed_parts, key_digest
+from buildsys.engine.own_file import replace_file
 from buildsys.engine.stamps import hash_file
 from buildsys.plan.cached import from_json, to_json
 from buildsys.share import PACKAGE
@@ -53,23 +54,25 @@ class Blueprint(NamedTuple):
 
 def draw(plan: Plan, rules: Mapping[str, tuple[str, Rule]]) -> Blueprint:
     """The blueprint of a plan. rules: name -> (module, rule) for every rule that it uses."""
-    facts = {
-        name: RuleFacts(
-            module=module,
-            distributions=rule.distributions,
-            parts={each: spec.parts for each, spec in rule.inputs.items() if spec.parts},
-            templates=rule.templates,
-            float_sums=rule.float_sums,
-            worker=rule.worker,
-            resumable=rule.resumable,
-        )
-        for name, (module, rule) in rules.items()
-    }
+    facts = {name: facts_of(module, rule) for name, (module, rule) in rules.items()}
     fixed = {
         name: key_digest(fixed_parts(step, plan, facts[step.rule].templates))
         for name, step in plan.steps.items()
     }
     return Blueprint(plan, facts, fixed)
+
+
+def facts_of(module: str, rule: Rule) -> RuleFacts:
+    """What the engine needs of one rule. module: the one that holds it."""
+    return RuleFacts(
+        module=module,
+        distributions=rule.distributions,
+        parts={each: spec.parts for each, spec in rule.inputs.items() if spec.parts},
+        templates=rule.templates,
+        float_sums=rule.float_sums,
+        worker=rule.worker,
+        resumable=rule.resumable,
+    )
 
 
 def load(recipe: str, defines: Mapping[str, str]) -> tuple[Blueprint, tuple[str, ...]]:
@@ -99,12 +102,9 @@ def write_cache(
         "qbuild": own_stamp(),
         "packages": packages_stamp(),
     }
-    temporary = f"{path}.{os.getpid()}"
+    body = json.dumps(to_body(blueprint), separators=(",", ":"))
     try:
-        with open(temporary, "w") as file:
-            file.write(json.dumps(header) + "\n")
-            file.write(json.dumps(to_body(blueprint), separators=(",", ":")))
-        os.replace(temporary, path)
+        replace_file(path, json.dumps(header) + "\n", body)
     except OSError:
         return  # the recipe is read again next time, and that is all
 

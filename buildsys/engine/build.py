@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from buildsys.engine import folder as folders
 from buildsys.engine.hub import fetch_models
 from buildsys.engine.lock import BuildLock
+from buildsys.engine.own_file import remove_half_written
 from buildsys.engine.project import remember_plan, survey_of
 from buildsys.engine.staging import sweep
 from buildsys.engine.staleness import skipped
@@ -58,8 +59,8 @@ class Outcome(NamedTuple):
     blocked: tuple[str, ...]
     stopped_by: int
     restored: tuple[str, ...] = ()
-
     untried: tuple[str, ...] = ()
+
 
 class Tools(NamedTuple):
     """What a build works with. executor: makes one, given the lock's descriptor; say: a line
@@ -86,6 +87,7 @@ def build_what_is_stale(
     with locked(project, tools.say) as lock_fd:
         if lock_fd >= 0:
             sweep(project.folder.own("staging"))
+            remove_half_written(project.folder.own(""))
         tools.at("locked")
         project = with_models(project, request, tools.say)
         tools.at("models fetched")

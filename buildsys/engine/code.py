@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from buildsys.engine.own_file import replace_file
+
 if TYPE_CHECKING:
     from buildsys.engine.stamps import Stamps
     from buildsys.plan.graph import Json
@@ -65,11 +67,8 @@ class RuleCode:
         """Write what was learnt; silently not, where the disk does not take it."""
         if not self._changed:
             return
-        temporary = f"{self._store}.{os.getpid()}"
         try:
-            with open(temporary, "w") as file:
-                json.dump({"version": VERSION, "modules": self._facts}, file)
-            os.replace(temporary, self._store)
+            replace_file(self._store, json.dumps({"version": VERSION, "modules": self._facts}))
         except OSError:
             return  # the next run parses again, and that is all
         self._changed = False

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine.blueprint import cached_recipe
+from buildsys.engine.own_file import replace_file
 from buildsys.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def write_made(folder: BuildFolder, made: Made) -> None:
     content = {"recipe": recipe, "here": where, "defines": dict(made.defines)}
     if read_json(folder.own("made")) != content:
         write_json(folder.own("made"), content)
+        from buildsys.store.placing import fsync
+
+        fsync(folder.own("made"))  # without it another -D would be taken after a loss of power
 
 
 def agreed_defines(folder: BuildFolder, given: Mapping[str, str]) -> dict[str, str]:
@@ -139,7 +143,4 @@ def read_json(path: str) -> Json:
 
 def write_json(path: str, content: Json) -> None:
     """Replace one of qbuild's own small files in one step."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(content))

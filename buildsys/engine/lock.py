@@ -8,6 +8,7 @@ successor. The file itself stays: it is in no folder that `clean` empties.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -63,8 +64,10 @@ class BuildLock:
     def _hold(self, fd: int) -> None:
         self.fd = fd
         owner = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.time()}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(owner).encode(), 0)
+        # The lock is held whether or not a full disk takes the name of its holder.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(owner).encode(), 0)
 
     def release(self) -> None:
         """Let go of it; a supervisor that inherited the descriptor still holds it. (LOCK_UN

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from blake3 import blake3
 
+from buildsys.engine.own_file import replace_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -113,11 +115,9 @@ class Stamps:
         """Write what was learnt; silently not, where the disk does not take it."""
         if not self._changed:
             return
-        temporary = f"{self._store}.{os.getpid()}"
+        content = {"version": VERSION, "files": self._known}
         try:
-            with open(temporary, "w") as file:
-                json.dump({"version": VERSION, "files": self._known}, file, separators=(",", ":"))
-            os.replace(temporary, self._store)
+            replace_file(self._store, json.dumps(content, separators=(",", ":")))
         except OSError:
             # A full or read-only disk costs the next run some hashing, and that is all.
             return

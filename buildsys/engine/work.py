@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.engine import staging as stage
 from buildsys.engine.commit import Finished
+from buildsys.engine.disk import shortage
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
 from buildsys.engine.keeping import forget_kept
 from buildsys.engine.key import key_digest
+from buildsys.engine.last_run import forget_last_run, keep_failure
 from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
 from buildsys.errors import QbuildError
@@ -90,8 +92,7 @@ class Work:
         parts = self._survey.parts(step)
         staging = self._staging.fresh(step.outputs.values())
         running = Running(step, staging, parts, reasons)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._folder.log(name))
+        forget_last_run(self._folder, name)
         self._display.started(name, "; ".join(map(str, reasons)))
         cache = self._cache
         lookup = None if cache is None else cache.look_up(name, key_digest(parts))
@@ -326,9 +327,12 @@ class Work:
 
     def _fail(self, running: Running, error: str, ended: Ended | None) -> None:
         name = running.step.name
+        wanting = shortage(running.staging)  # before room is made
+        error = f"{error}\n{wanting}" if wanting else error
         self._staging.discard(running.staging)
         failure = Failure(name, error, ended, self._folder.log(name))
         self.failures.append(failure)
+        keep_failure(self._folder, failure)
         self._display.failed(failure)
         wall, memory = (ended.wall, ended.peak_memory) if ended is not None else (0.0, 0)
         self._display.ended(name, True, wall, memory)

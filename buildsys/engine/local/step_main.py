@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from buildsys.engine.local import interpreter, process_tree
 from buildsys.engine.local.spawn import enter_step, environment_of, open_log
 from buildsys.engine.local.wire import encode, read_order
-from buildsys.errors import QbuildError, explain, is_for_people
+from buildsys.errors import QbuildError, disk_error, explain, is_for_people
 from buildsys.rules.spec import Input, StepContext
 
 if TYPE_CHECKING:
@@ -144,8 +144,9 @@ def describe(error: BaseException) -> tuple[str, str]:
         if error.location:
             return explain(error), ""
         return "\n".join(filter(None, (error.message, error.remedy))), ""
-    if is_for_people(error):
-        return str(error).removeprefix("error: "), ""
+    told = disk_error(error) or error
+    if is_for_people(told):
+        return str(told).removeprefix("error: "), ""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     text = "".join(traceback.format_exception(type(error), error, trace))
     if _is_out_of_memory(error):
