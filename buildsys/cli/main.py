@@ -24,6 +24,8 @@ VERBS = {
     "clean": "remove artifacts",
     "status": "what is fresh, stale, skipped or orphaned",
     "why": "why an artifact would be built again",
+    "log": "what a step said when it last ran",
+    "shell": "a shell, or a program, in a step's place",
     "graph": "what depends on what",
     "check": "read the recipe and say what is wrong with it",
     "inspect": "what is inside a checkpoint, a rotation, a .mllm",
@@ -34,7 +36,7 @@ VERBS = {
     "schema": "the JSON Schema of recipes, for editors",
 }
 # What stands after `--` is for the program that these run.
-PASS_ON = ("deploy",)
+PASS_ON = ("deploy", "shell")
 
 
 def make_parser(verb: str | None) -> argparse.ArgumentParser:

@@ -7,8 +7,6 @@ the digesting happens in the one thread that calls `wait`.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

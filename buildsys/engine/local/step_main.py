@@ -56,7 +56,7 @@ def _run(order: Order, report: Reporter) -> int:
     gc.enable()
     try:
         if order.worker == "python":
-            _set_up_torch(order.threads)
+            set_up_torch(order.threads)
         module = importlib.import_module(order.module)
         module.make(context(order, report))
     except BaseException as error:
@@ -70,7 +70,7 @@ def _run(order: Order, report: Reporter) -> int:
     return 0
 
 
-def _set_up_torch(threads: int) -> None:
+def set_up_torch(threads: int) -> None:
     import torch
 
     # OMP_NUM_THREADS was read when torch was imported, in the worker: only this counts now.
