@@ -93,6 +93,7 @@ def step_context(
         "threads": step.threads,
         "device": device_of(step),
         "environment": dict(step.environment),
+        "memory": step.resources.get("memory"),
         "toolchain": {},
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from buildsys.formats.bmodel_file import BMODEL_MAGIC, read_bmodel, summary
 from buildsys.formats.checkpoint import open_checkpoint
 from buildsys.formats.elf_file import MAGIC as ELF_MAGIC
 from buildsys.formats.elf_file import read_elf_header
@@ -52,7 +53,7 @@ class Description:
 
 
 def describe(path: str | PathLike[str]) -> Description:
-    """Describe a checkpoint, a rotation, a .mllm vocabulary, an .mxq or an ELF file.
+    """Describe a checkpoint, a rotation, a .mllm vocabulary, an .mxq, a .bmodel or an ELF file.
 
     Raises FormatError for a file that is none of these, or is damaged.
     """
@@ -60,6 +61,8 @@ def describe(path: str | PathLike[str]) -> Description:
     start = _first_bytes(place)
     if start == ELF_MAGIC:
         return Description(place, "ELF", metadata=asdict(read_elf_header(place)))
+    if start == BMODEL_MAGIC:
+        return Description(place, "bmodel", metadata=_bmodel_metadata(place))
     if start == MXQ_MAGIC:
         return Description(place, "mxq", metadata=read_mxq_summary(place))
     if start == VOCABULARY_MAGIC.to_bytes(4, "little"):
@@ -80,6 +83,18 @@ def _first_bytes(path: Path) -> bytes:
             return stream.read(4)
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def _bmodel_metadata(path: Path) -> dict[str, object]:
+    """One line for each net, by its name; with its place in the file where names repeat."""
+    told = summary(read_bmodel(path))
+    nets = told.pop("nets")
+    assert isinstance(nets, list)
+    lines = {
+        f"net {number} {net['name']}": f"{', '.join(net['inputs'])} -> {', '.join(net['outputs'])}"
+        for number, net in enumerate(nets)
+    }
+    return {**told, **lines}
 
 
 def _is_rotation(path: Path) -> bool:

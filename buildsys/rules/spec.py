@@ -120,6 +120,7 @@ class StepContext:
     progress: progress(done, total, unit), as often as the rule likes.
     kept: for a resumable rule, a folder on the file system of the outputs that holds what an
         earlier run with the same key left when it was killed; None where nothing is kept.
+    memory: bytes that the recipe reserves for the step; None where it reserves none.
     note: note(key, value) adds to the artifact's metadata in the journal (each fallback used,
         figures); values are JSON. warn: a line for the person, also kept in the journal.
     """
@@ -137,6 +138,7 @@ class StepContext:
     warn: Callable[[str], None]
     log: logging.Logger
     kept: Path | None = None
+    memory: int | None = None
 
     @property
     def out(self) -> Path:

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from buildsys.engine.key import distribution_versions, normal_name
 from buildsys.engine.stamps import hash_file
+from buildsys.store.place import store_root
 from buildsys.toolchains.definitions import definition
 from buildsys.toolchains.installed import installed_folder
 from buildsys.toolchains.versions import fits
@@ -87,6 +88,8 @@ def find(described: Json, environment: Mapping[str, str], name: str = "") -> Fou
             outcome: Found | str = NOT_INSTALLED
         elif "python" in place:
             outcome = _in_python(place, wanted, environment, own)
+            if isinstance(outcome, Found):
+                return _with_cache(outcome, name, environment)
         elif "program" in place:
             outcome = _on_path(place, wanted, environment)
         else:
@@ -110,6 +113,16 @@ def _without_repeats(reasons: Sequence[str]) -> list[str]:
 
 
 UNSET = " is not set"
+
+
+def _with_cache(found: Found, name: str, environment: Mapping[str, str]) -> Found:
+    """A folder below the store in which a toolchain's steps may keep what can be made again;
+    empty where there is no store."""
+    root = store_root(environment)
+    cache = f"{root}/toolchains/{name}/cache" if root is not None and name else ""
+    return found._replace(fields={**found.fields, "cache": cache})
+
+
 NOT_INSTALLED = "it is not installed"
 
 

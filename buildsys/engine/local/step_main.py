@@ -97,6 +97,7 @@ def context(order: Order, report: Reporter) -> StepContext:
         warn=report.warn,
         log=logging.getLogger("qbuild.step"),
         kept=Path(given["kept"]) if "kept" in given else None,
+        memory=given.get("memory"),
     )
 
 
