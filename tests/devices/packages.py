@@ -50,12 +50,42 @@ def unpacked() -> Path:
     return done
 
 
-def _fill(work: Path) -> None:
+@cache
+def one_file(package: str, path: str) -> Path:
+    """One file of a package, for a program that needs no other. Raises NoPackages."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbuild-tests"
+    base.mkdir(parents=True, exist_ok=True)
+    done = base / f"{package.replace('/', '-')}-1"
+    with (base / f"{done.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.is_dir():
+            work = base / f"{done.name}.incomplete"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            _check_tools()
+            options = _own_apt(work / "apt")
+            _run(["apt-get", *options, "update"], work)
+            _download(options, [package], work / "new")
+            (archive,) = (work / "new").glob("*.deb")
+            # Not `dpkg -x`: the package may hold a hundred times what is wanted.
+            take = f'dpkg --fsys-tarfile "$1" | tar -x -f - "./{path}"'
+            _run(["sh", "-c", take, "sh", str(archive)], work)
+            for folder in ("apt", "new"):
+                shutil.rmtree(work / folder)
+            work.rename(done)
+    return done / path
+
+
+def _check_tools() -> None:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise NoPackages(f"there is no {tool} here")
     if not Path(KEYRING).exists():
         raise NoPackages("Debian's archive keys are not here")
+
+
+def _fill(work: Path) -> None:
+    _check_tools()
     options = _own_apt(work / "apt")
     _run(["apt-get", *options, "update"], work)
     _download(options, PACKAGES.split(), work / "new")
