@@ -86,6 +86,64 @@ def new_qwen2vl(tied: bool = True) -> nn.Module:
     return _randomised(Qwen2VLForConditionalGeneration(config))
 
 
+def new_qwen2_5_vl() -> nn.Module:
+    """Qwen2.5-VL: windows of 2 x 2 merged patches in block 0, the whole image in block 1."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]},
+        **SPECIAL_IDS,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 80,
+        "intermediate_size": 112,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=IMAGE_TOKEN + 1,
+        vision_start_token_id=FIRST_SPECIAL + 3,
+        vision_end_token_id=FIRST_SPECIAL + 4,
+        tie_word_embeddings=False,
+    )
+    return _randomised(Qwen2_5_VLForConditionalGeneration(config))
+
+
+def new_decoder(kind: str, **changes: Any) -> nn.Module:
+    """A "Qwen3", "Llama" or "Qwen2" of 2 layers, hidden 64, 4 heads on 2 kv heads; Qwen3's heads
+    are wider than hidden / heads, as in the real ones."""
+    import transformers
+
+    fields: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32 if kind == "Qwen3" else 16,
+        "max_position_embeddings": 512,
+        "rope_parameters": dict(ROPE),
+        **SPECIAL_IDS,
+        **changes,
+    }
+    config = getattr(transformers, f"{kind}Config")(**fields)
+    return _randomised(getattr(transformers, f"{kind}ForCausalLM")(config))
+
+
 def save_model(model: nn.Module, folder: Path, **how: Any) -> Path:
     """Write a model as transformers does, with tokenizer, chat template and processor."""
     pretrained: Any = model

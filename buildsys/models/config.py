@@ -50,6 +50,8 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
     vision: VisionConfig | None
     image_token_id: int | None
     raw: Mapping[str, object]
@@ -86,22 +88,30 @@ def normalise(config: ConfigFile) -> ModelConfig:
         # transformers 5 moved the flag to the top; files of version 4 may have it nested only.
         tie_word_embeddings=config.flag("tie_word_embeddings", False)
         or text.flag("tie_word_embeddings", False),
-        vision=_vision(config.section("vision_config")) if config.has("vision_config") else None,
+        attention_bias=text.flag("attention_bias", False),
+        mlp_bias=text.flag("mlp_bias", False),
+        vision=_vision(config) if config.has("vision_config") else None,
         image_token_id=config.integer("image_token_id") if config.has("image_token_id") else None,
         raw=config.fields,
     )
 
 
-def _vision(config: ConfigFile) -> VisionConfig:
-    embed = _size(config, "embed_dim")
+def _vision(model: ConfigFile) -> VisionConfig:
+    config = model.section("vision_config")
+    # Qwen2-VL calls the language model's width hidden_size here; its successor means its own.
+    newer = model.text("model_type") == "qwen2_5_vl"
+    width = "hidden_size" if newer else "embed_dim"
+    embed = _size(config, width)
     heads = _size(config, "num_heads")
     if embed % heads:
-        raise config.wrong("embed_dim", f"{embed} is no multiple of the {heads} heads")
+        raise config.wrong(width, f"{embed} is no multiple of the {heads} heads")
     return VisionConfig(
         depth=_size(config, "depth"),
         embed_dim=embed,
         num_heads=heads,
-        mlp_size=int(embed * config.number("mlp_ratio", 4)),
+        mlp_size=_size(config, "intermediate_size")
+        if newer
+        else int(embed * config.number("mlp_ratio", 4)),
         # Classic files say in_chans, which transformers ignores: there are 3 either way.
         in_channels=_size(config, "in_channels", 3),
         patch_size=_size(config, "patch_size", 14),

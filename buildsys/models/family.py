@@ -19,7 +19,8 @@ Matrix = Literal["R", "R_v", "R_vit", "R_vs_vit"]
 Tower = Literal["language", "vision"]
 Kind = Literal[
     "q", "k", "v", "o", "gate", "up", "down", "head",
-    "qkv", "proj", "fc1", "fc2", "merger_fc1", "merger_fc2", "patch_embed",
+    "qkv", "proj", "fc1", "fc2", "vit_gate", "vit_up", "vit_down",
+    "merger_fc1", "merger_fc2", "patch_embed",
 ]  # fmt: skip
 NOT_QUANTIZED: frozenset[Kind] = frozenset({"head", "merger_fc1", "merger_fc2", "patch_embed"})
 HEAD_MATRICES: frozenset[Matrix] = frozenset({"R_v", "R_vs_vit"})
@@ -41,12 +42,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm with `size` features. bias: it is a LayerNorm (centres, and has a bias)."""
+    """A norm with `size` features.
+
+    bias: it is a LayerNorm (centres, and has a bias). foldable: linears read what it writes,
+    and can take its gain.
+    """
 
     name: str
     tower: Tower
     size: int
     bias: bool = False
+    foldable: bool = True
 
 
 @dataclass(frozen=True)

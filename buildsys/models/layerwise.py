@@ -44,6 +44,17 @@ class Stage:
         return self.kind in ("patches", "block", "merger")
 
 
+class Ungrouped(nn.Module):
+    """In place of the merger: the patches [n, width] that it would merge, side by side."""
+
+    def __init__(self, unit: int) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state.reshape(len(state) // self._unit, -1)
+
+
 class LayerwiseModel:
     """A skeleton of the model, and `tensors` (classic names) to fill one part of it from."""
 
@@ -57,14 +68,18 @@ class LayerwiseModel:
         language: Any = backbone if self._visual is None else backbone.language_model
         self._language = language
         self._layers: list[nn.Module] = list(language.layers)
-        self._kinds: list[str] = list(language.config.layer_types)
+        # Which kind of mask each layer takes, where the family has several.
+        self._kinds: list[str] = list(getattr(language.config, "layer_types", None) or ())
         self._norm: nn.Module = language.norm
         language.norm = nn.Identity()
         self._blocks: list[nn.Module] = []
         if self._visual is not None:
             self._blocks = list(self._visual.blocks)
             self._patches, self._merger = self._visual.patch_embed, self._visual.merger
-            self._visual.patch_embed = self._visual.merger = nn.Identity()
+            self._visual.patch_embed = nn.Identity()
+            self._visual.merger = Ungrouped(self._visual.spatial_merge_size**2)
+            # Qwen2.5-VL's blocks that look at the whole image; the others see windows.
+            self._wide: list[int] = list(getattr(self._visual, "fullatt_block_indexes", ()))
 
     def stages(self, *, images: bool) -> list[Stage]:
         """Every stage in order; those of the vision tower only where samples have images."""
@@ -119,16 +134,24 @@ class LayerwiseModel:
             return self._run_layer(stage.index, sample, state)
         if stage.kind == "block":
             self._visual.blocks = nn.ModuleList([part])
+            self._visual.fullatt_block_indexes = [0] if stage.index in self._wide else []
             seen = self._visual(state, grid_thw=sample.image_grid_thw)
-            found: Tensor = seen.last_hidden_state
+            # Behind the merger, where windows are in the image's order again.
+            found: Tensor = seen.pooler_output.reshape(state.shape)
             return found
         ran: Tensor = part(state)
         return ran
 
+    def positions(self, sample: Sample) -> Tensor:
+        """The position ids that layers run with: [1, n] or [3, 1, n]."""
+        return position_ids(self._module, sample)
+
     def _run_layer(self, index: int, sample: Sample, state: Tensor) -> Tensor:
         self._language.layers = nn.ModuleList([self._layers[index]])
         config = copy.copy(self._language.config)
-        config.num_hidden_layers, config.layer_types = 1, [self._kinds[index]]
+        config.num_hidden_layers = 1
+        if self._kinds:
+            config.layer_types = [self._kinds[index]]
         self._language.config = config
         found: Tensor = self._language(
             inputs_embeds=state[None],

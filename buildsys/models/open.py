@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from buildsys.formats.checkpoint import check_finite, open_checkpoint
+from buildsys.formats.config_file import ConfigFile
+from buildsys.formats.group_quantized import DequantizedTensors, read_packing
 from buildsys.formats.tensors import RenamedSource, TensorSource
-from buildsys.models import qwen2, qwen2_vl
+from buildsys.models import llama, qwen2, qwen2_5_vl, qwen2_vl, qwen3
 from buildsys.models.config import ModelConfig, read_model_config
 from buildsys.models.errors import ModelError
 from buildsys.models.family import Family
@@ -21,6 +23,9 @@ from buildsys.models.key_layout import to_classic
 FAMILIES: Mapping[str, Callable[[ModelConfig], Family]] = {
     "qwen2": qwen2.describe,
     "qwen2_vl": qwen2_vl.describe,
+    "qwen2_5_vl": qwen2_5_vl.describe,
+    "qwen3": qwen3.describe,
+    "llama": llama.describe,
 }
 BLOCK = re.compile(r"(.+\.)([0-9]+)\.")
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -38,7 +43,8 @@ class Model:
 
 
 def open_model(folder: str | PathLike[str]) -> Model:
-    """The model in `folder`: config.json and safetensors or torch weights, sharded or not.
+    """The model in `folder`: config.json and safetensors or torch weights, sharded or not, in
+    floats or in AWQ's or GPTQ's integers.
 
     Headers only are read; values are checked for NaN and infinity as they are read.
     Raises ModelError for an unsupported model_type, a missing tensor, a wrong shape or dtype,
@@ -47,7 +53,15 @@ def open_model(folder: str | PathLike[str]) -> Model:
     place = Path(folder)
     config = read_model_config(place)
     family = describe(config)
-    return Model(place, config, family, family_tensors(open_checkpoint(place), family))
+    return Model(place, config, family, family_tensors(float_tensors(config, place), family))
+
+
+def float_tensors(config: ModelConfig, folder: Path) -> TensorSource:
+    """The checkpoint's tensors; linears that AWQ or GPTQ packed are dequantized as they are
+    read. Raises FormatError for a method that is not known."""
+    source = open_checkpoint(folder)
+    packing = read_packing(ConfigFile(config.file, config.raw))
+    return source if packing is None else DequantizedTensors(source, packing)
 
 
 def describe(config: ModelConfig) -> Family:

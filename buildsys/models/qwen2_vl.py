@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from buildsys.models.decoder import R1, language_groups, language_modules
 from buildsys.models.errors import ModelError
 from buildsys.models.family import Family, Linear, Norm, Turn
-from buildsys.models.qwen2 import R1, language_groups, language_modules
+from buildsys.models.qwen2 import QWEN2
 
 if TYPE_CHECKING:
     from buildsys.models.config import ModelConfig, VisionConfig
@@ -21,7 +22,10 @@ def describe(config: ModelConfig) -> Family:
         raise ModelError("is missing", file=config.file, field="vision_config")
     return Family(
         model_type="qwen2_vl",
-        modules=(*_vision_modules(config.vision, config.hidden_size), *language_modules(config)),
+        modules=(
+            *_vision_modules(config.vision, config.hidden_size),
+            *language_modules(config, QWEN2),
+        ),
         groups=tuple(language_groups(config)),
         tied=config.tie_word_embeddings,
     )

@@ -27,7 +27,7 @@ from buildsys.quant.rescale import rescale_down, rescale_up
 class Transform:
     """How the tensors of `source` (classic names) change.
 
-    fuse: norms are folded. factors: linear -> its rescaling factors [intermediate].
+    fuse: norms are folded; fold_all: also those of a tower that is not turned. factors: linear -> its rescaling factors [intermediate].
     """
 
     family: Family
@@ -36,10 +36,12 @@ class Transform:
     fuse: bool
     factors: Mapping[str, Tensor]
     work: torch.dtype
+    fold_all: bool = False
 
     def folds(self, norm: Norm) -> bool:
         """Is this norm's gain (and bias) moved into the linears that read it?"""
-        return self.fuse and (self.rotations is None or self.rotations.turns(norm.tower))
+        turned = self.rotations is None or self.rotations.turns(norm.tower)
+        return self.fuse and norm.foldable and (self.fold_all or turned)
 
     def centres(self, linear: Linear) -> bool:
         """Is the mean of this linear's outputs taken away?"""
@@ -108,6 +110,8 @@ class Transform:
             b = b.clone()
             part = _turned(linear.output_turn, R.size)
             b[part] = quant.rotate_bias(b[part], R, blocks=linear.output_turn.blocks)
+        if linear.kind == "up" and linear.name in self.factors:
+            b = rescale_up(b[:, None], self.factors[linear.name])[:, 0]
         return b
 
     def norm(self, norm: Norm, part: str) -> Tensor:
