@@ -1,5 +1,7 @@
 """`qbuild schema`: the JSON Schema of recipes, for editors; as a document with --markdown.
 
+With --of NAME that of what another verb prints for programs.
+
 A recipe's first line `# yaml-language-server: $schema=qbuild.schema.json` makes an editor
 check and complete it.
 """
@@ -10,12 +12,22 @@ import argparse
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from buildsys.cli.json_forms import FORMS
+
+    parser.add_argument(
+        "--of", choices=tuple(FORMS), help="of what `status --json` and the like print"
+    )
     parser.add_argument("--markdown", action="store_true", help="the same, for people to read")
 
 
 def run(args: argparse.Namespace) -> int:
     import json
 
+    if args.of is not None:
+        from buildsys.cli.json_forms import schema_of
+
+        print(json.dumps(schema_of(args.of), indent=2))
+        return 0
     from buildsys.plan.load import InstalledRules
     from buildsys.recipe.schema import recipe_schema
 

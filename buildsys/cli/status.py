@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import add_folder_words, project_of
+from buildsys.cli.window import folded, width_of
 
 if TYPE_CHECKING:
     from buildsys.engine.project import Project, Scene
@@ -58,7 +59,16 @@ def orphan_rows(project: Project, scene: Scene) -> list[dict[str, Json]]:
     reason = {"text": "the recipe no longer makes it", "old": None, "new": None}
     found = orphans(project.plan, scene.entries, project.folder)
     return [
-        {"artifact": name, "state": "orphan", "reasons": [reason], "outputs": paths}
+        {
+            "artifact": name,
+            "state": "orphan",
+            "reasons": [reason],
+            "outputs": paths,
+            "removed_after_use": False,
+            "built": scene.entries.done[name]["at"],
+            "wall": scene.entries.done[name]["wall"],
+            "memory": scene.entries.done[name]["memory"],
+        }
         for name, paths in found.items()
         if paths
     ]
@@ -66,10 +76,14 @@ def orphan_rows(project: Project, scene: Scene) -> list[dict[str, Json]]:
 
 def print_table(rows: list[dict[str, Json]]) -> None:
     from buildsys.engine.key import Reason
+    from buildsys.engine.progress import shortened
 
-    width = max((len(each["artifact"]) for each in rows), default=0)
+    columns = width_of()
+    names = max((len(each["artifact"]) for each in rows), default=0)
+    width = names if columns is None else min(names, max(16, columns // 2 - 9))
     for each in rows:
         reasons = "; ".join(str(Reason(**reason)) for reason in each["reasons"])
         state = WORDS.get(each["state"], each["state"])
-        note = "removed after use" if each.get("removed_after_use") else reasons
-        print(f"{state:8} {each['artifact']:{width}}  {note}".rstrip())
+        note = "removed after use" if each["removed_after_use"] else reasons
+        head = f"{state:8} {shortened(each['artifact'], width):{width}}"
+        print(folded(f"{head}  {note}".rstrip(), columns, indent=len(head) + 2))

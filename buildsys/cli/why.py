@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import add_folder_words, project_of
+from buildsys.cli.window import show
 from buildsys.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(answers, indent=1))
         return 0
     for each in answers:
-        print("\n".join(lines(each)))
+        show(lines(each))
     return 0
 
 
