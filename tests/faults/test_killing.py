@@ -1,0 +1,15 @@
+"""One round of each fault in `killing`; `python -m tests.faults` has many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults import killing
+from tests.faults.registry import faults_of
+
+
+@pytest.mark.parametrize("fault", faults_of(killing))
+def test_qbuild_survives(fault: str, survives: Callable[[str], None]) -> None:
+    survives(fault)
