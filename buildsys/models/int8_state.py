@@ -12,14 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from buildsys.formats.tensors import TensorEntry, TensorSource, copy_tensor
 from buildsys.formats.torch_archive import StateDictWriter
 from buildsys.models.errors import ModelError
 from buildsys.models.family import Family, Linear
 from buildsys.models.scales import Scales
+from buildsys.models.variant import StaticRanges
 from buildsys.quant.int8 import (
     ActivationScale,
     choose_scale,
@@ -27,6 +30,9 @@ from buildsys.quant.int8 import (
     quantize_weight,
     share_scales,
 )
+
+if TYPE_CHECKING:
+    from buildsys.models.rounded import Rounded
 
 # A linear whose activations are all zero still needs a range to divide by.
 SMALLEST_RANGE = 1e-5
@@ -42,11 +48,29 @@ class LinearScales:
 
 @dataclass(frozen=True)
 class Int8Layout:
-    """What becomes int8, and the ranges of all linears in the order of the scales file."""
+    """What becomes int8, and the ranges of all linears in the order of the scales file.
+
+    quant_bias: biases become int32. correct_bias: they take what rounding takes from outputs.
+    """
 
     quantized: frozenset[str]
     scales: Mapping[str, LinearScales]
     quant_bias: bool
+    correct_bias: bool = False
+
+    def ranges(self) -> dict[str, StaticRanges]:
+        """How the runtime will quantize every int8 linear."""
+        return {
+            name: StaticRanges(
+                both.input.magnitude,
+                both.output.magnitude,
+                both.input.clip,
+                both.output.clip,
+                self.quant_bias,
+            )
+            for name, both in self.scales.items()
+            if name in self.quantized
+        }
 
 
 def quantized_linears(family: Family, *, vision: bool) -> list[Linear]:
@@ -119,28 +143,46 @@ def write_int8(
     tensors: TensorSource,
     names: Sequence[str],
     layout: Int8Layout,
+    rounded: Callable[[str], Rounded | None] = lambda linear: None,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
-    """Write int8.pth, one tensor in memory at a time. Equal inputs give equal bytes."""
+    """Write int8.pth, one tensor in memory at a time. Equal inputs give equal bytes.
+
+    rounded: linear -> its weight where another method than rounding to nearest made it; asked
+    for in the order of `names`. layout.correct_bias: its bias takes what the rounding took away.
+    """
     entries = int8_entries(tensors, names, layout)
     table = {entry.name: entry.dtype for entry in entries}
     with StateDictWriter(path, entries) as writer:
         for done, name in enumerate(names):
             progress(done, len(names), "tensors")
-            if table[name] == torch.float32:
+            linear, _, part = name.rpartition(".")
+            own = rounded(linear) if linear in layout.quantized else None
+            corrected = own is not None and layout.correct_bias and part == "bias"
+            if table[name] == torch.float32 and not corrected:
                 copy_tensor(tensors, name, writer)
                 continue
             if table[name] == torch.int8:
-                made = quantize_weight(tensors.read(name), name=name)
+                made = quantize_weight(tensors.read(name), name=name) if own is None else own.weight
                 writer.write(name, made.values.t())
+                writer.write(f"{name}.scale", made.scale)
             else:
-                made = quantize_bias(tensors.read(name), name=name)
-                writer.write(name, made.values)
-            writer.write(f"{name}.scale", made.scale)
+                bias = tensors.read(name)
+                bias = bias + own.bias if own is not None and corrected else bias
+                _write_bias(name, bias, table[name], writer)
             tensors.release(name)
         for name, value in _scale_tensors(layout.scales):
             writer.write(name, value)
     progress(len(names), len(names), "tensors")
+
+
+def _write_bias(name: str, bias: Tensor, dtype: torch.dtype, writer: StateDictWriter) -> None:
+    if dtype == torch.float32:
+        writer.write(name, bias)
+        return
+    made = quantize_bias(bias, name=name)
+    writer.write(name, made.values)
+    writer.write(f"{name}.scale", made.scale)
 
 
 def _scale_tensors(scales: Mapping[str, LinearScales]) -> Iterator[tuple[str, torch.Tensor]]:

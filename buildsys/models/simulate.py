@@ -57,6 +57,14 @@ class StaticLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.quantizers = quantizers
 
+    def seen(self, x: Tensor) -> Tensor:
+        """What the weights are multiplied with: x behind the quantizer, repaired where it is."""
+        q = self.quantizers
+        rounded = fake_quantize(x, q.input, q.bits)
+        if not q.repair_input:
+            return rounded
+        return torch.where(_saturated(x, q.input, q.bits), x, rounded)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], float32."""
         q = self.quantizers
@@ -92,7 +100,7 @@ def simulate(
         if linear is None or linear.name not in variant.ranges:
             continue
         assert isinstance(child, nn.Linear)
-        quantizers = _quantizers(linear, family, variant.ranges, target, shadow)
+        quantizers = quantizers_of(linear, family, variant.ranges, target, shadow)
         parent, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(parent), attribute, StaticLinear(child, quantizers))
 
@@ -114,13 +122,14 @@ def _loose(ranges: StaticRanges) -> bool:
     return not (ranges.clip_input and ranges.clip_output)
 
 
-def _quantizers(
+def quantizers_of(
     linear: Linear,
     family: Family,
     ranges: Mapping[str, StaticRanges],
     target: str,
-    shadow: Shadow,
+    shadow: Shadow = "flags",
 ) -> Quantizers:
+    """What stands around one int8 linear under a profile, as of `simulate`."""
     own = ranges[linear.name]
     contract = profile(VISION_PROFILE if linear.tower == "vision" else target)
     repaired = shadow == "flags" and linear.kind == "down" and _loose(own)

@@ -9,7 +9,9 @@ the model, so `clip: all` is the default and `runtime_config` is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
@@ -18,10 +20,12 @@ from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_inpu
 from buildsys.rules.spec import ANY_FILE, InputSpec, OutputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
+    from buildsys.formats.tensors import TensorSource
     from buildsys.models.family import Family
-    from buildsys.models.int8_state import LinearScales
+    from buildsys.models.int8_state import Int8Layout, LinearScales
     from buildsys.models.open import Model
     from buildsys.models.rotations import Rotations
+    from buildsys.models.rounded import Rounded
     from buildsys.models.scales import Scales
     from buildsys.plan.graph import Plan, Step
 
@@ -35,6 +39,7 @@ RUNTIME_CONFIGS: Mapping[str, frozenset[int]] = {
     "1.5b-vl-rotated": frozenset(),
 }
 LARGEST_FP16 = 65504.0
+SAMPLES_REMEDY = "Give the text and images that the scales were taken on."
 
 
 def check(step: Step, plan: Plan) -> Iterator[Problem]:
@@ -48,6 +53,15 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
             remedy="mllm's examples use 64; clip: all needs none.",
             option="clip",
         )
+    gptq = step.options.get("rounding") == "gptq"
+    if gptq and not step.inputs.get("samples"):
+        yield Problem("rounding: gptq needs `samples`", remedy=SAMPLES_REMEDY, option="rounding")
+    if step.options.get("bias_correction") and not gptq:
+        yield Problem(
+            "bias_correction needs rounding: gptq",
+            remedy="It is measured in the same pass over the samples.",
+            option="bias_correction",
+        )
 
 
 RULE = Rule(
@@ -59,6 +73,12 @@ RULE = Rule(
         "rescale": RESCALE,
         "scales": InputSpec(
             "Activation ranges, taken with the same model, rotation and factors.", kinds=ANY_FILE
+        ),
+        "samples": InputSpec(
+            "Text and images that GPTQ takes the inputs of the linears from.",
+            kinds=("text", "images"),
+            many=True,
+            required=False,
         ),
     },
     outputs={
@@ -85,6 +105,25 @@ RULE = Rule(
             "default": None,
             "description": "mllm's threshold; implies clip: threshold.",
         },
+        "rounding": {
+            "enum": ["nearest", "gptq"],
+            "default": "nearest",
+            "description": "gptq: weights of the language model are rounded so that the error of "
+            "one makes up for that of others, on `samples`; format and scales stay the same.",
+        },
+        "damping": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "default": 0.01,
+            "description": "GPTQ's: this share of the mean diagonal is added to the Hessian.",
+        },
+        "bias_correction": {
+            "type": "boolean",
+            "default": False,
+            "description": "Add what rounding takes from the mean output of q, k and v to their "
+            "biases (with gptq).",
+        },
         "quant_bias": {
             "type": "boolean",
             "default": False,
@@ -101,8 +140,10 @@ RULE = Rule(
             "description": "The mllm config that will run it: its shadow layers are checked.",
         },
     },
-    distributions=("torch",),
+    distributions=("torch", "transformers", "tokenizers", "pillow"),
     worker="python",
+    threads=2,
+    float_sums=True,
     check=check,
 )
 
@@ -119,19 +160,71 @@ def make(step: StepContext) -> None:
     _check_making(step, file)
     family = model.family
     quantized = [linear.name for linear in quantized_linears(family, vision=step.options["vision"])]
+    _refuse_unknown_tower(family, quantized)
     scales = choose_scales(family, file, quantized, step.options["t01m_clip_threshold"])
     _tell_shadow_layers(step, family, scales)
     _tell_runtime(step, model, rotations, scales)
     tensors = rotated_tensors(model, rotations, rescale=rescale)
     names = [name for name in tensors.names() if not _folded_away(name, family, rotations)]
-    layout = Int8Layout(frozenset(quantized), scales, step.options["quant_bias"])
-    write_int8(step.out, tensors, names, layout, step.progress)
+    correct = step.options["bias_correction"]
+    layout = Int8Layout(frozenset(quantized), scales, step.options["quant_bias"], correct)
+    if step.options["rounding"] == "nearest":
+        write_int8(step.out, tensors, names, layout, progress=step.progress)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rounded = _rounded(step, model, tensors, layout, Path(folder))
+        write_int8(step.out, tensors, names, layout, rounded)
+
+
+def _rounded(
+    step: StepContext, model: Model, tensors: TensorSource, layout: Int8Layout, folder: Path
+) -> Callable[[str], Rounded | None]:
+    """Linear -> its weight rounded by GPTQ; layers are made as they are asked for, in order."""
+    from buildsys.models.rounded import rounded_layers
+    from buildsys.rules.activation_scales import open_step_samples
+
+    layers = rounded_layers(
+        model,
+        tensors,
+        open_step_samples(step, model),
+        folder,
+        ranges=layout.ranges(),
+        target=target_of(step, model.family),
+        damping=step.options["damping"],
+        correct_bias=step.options["bias_correction"],
+        progress=step.progress,
+    )
+    made: dict[str, Rounded] = {}
+
+    def find(linear: str) -> Rounded | None:
+        if model.family.linears[linear].tower == "vision":
+            return None
+        if linear not in made:
+            made.clear()
+            made.update(next(layers))
+        return made[linear]
+
+    return find
 
 
 def target_of(step: StepContext, family: Family) -> str:
     """The numeric profile of the language model."""
     sees = any(linear.tower == "vision" for linear in family.linears.values())
     return str(step.options["target"] or ("mllm-v1-vl" if sees else "mllm-v1-text"))
+
+
+def _refuse_unknown_tower(family: Family, quantized: Sequence[str]) -> None:
+    """StepError where no runtime has an int8 vision tower of this kind."""
+    from buildsys.models.simulate import VISION_PROFILE
+    from buildsys.quant.profiles import profile
+
+    tower = (family.linears[name] for name in quantized)
+    for linear in tower:
+        if linear.tower == "vision" and profile(VISION_PROFILE).width(linear.name) is None:
+            raise StepError(
+                f"{linear.name}: profile {VISION_PROFILE} has no int8 linear of this kind",
+                remedy="Set vision: false; the vision tower then stays in float.",
+            )
 
 
 def _check_making(step: StepContext, file: Scales) -> None:

@@ -13,6 +13,7 @@ from buildsys.errors import StepError
 from buildsys.models.errors import ModelError
 from buildsys.rules.int8_checkpoint import RULE
 from buildsys.rules.spec import Input
+from tests import tiny_models
 from tests.rules.plans import plan_of
 
 OPTIONS = {"clip": "all", "t01m_clip_threshold": None}
@@ -163,6 +164,18 @@ def test_quant_bias_makes_int32_with_a_scale(make: Any, qwen2_folder: Path, scal
     assert int(state[name].abs().max()) == 127
 
 
+def test_a_vision_tower_that_no_runtime_has_in_int8_is_refused(make: Any, tmp_path: Path) -> None:
+    folder = tiny_models.save_model(tiny_models.new_qwen2_5_vl(), tmp_path / "model")
+    scales = _write_scales(tmp_path / "scales.json", folder)
+    inputs = {"model": folder, "scales": scales}
+    with pytest.raises(StepError, match=r"gate_proj: profile mllm-v1-vit has no int8 linear"):
+        make("int8-checkpoint", "int8.pth", inputs, OPTIONS)
+    made = make("int8-checkpoint", "int8.pth", inputs, {**OPTIONS, "vision": False})
+    state = torch.load(made.out, weights_only=True)
+    assert state["visual.blocks.0.mlp.gate_proj.weight"].is_floating_point()
+    assert state["model.layers.0.mlp.gate_proj.weight"].dtype == torch.int8
+
+
 def test_scales_taken_with_another_rotation_are_refused(
     make: Any, qwen2_folder: Path, scales: Path
 ) -> None:
@@ -261,3 +274,34 @@ def _with_outlier(scales: Path, name: str) -> str:
     content["ori"][name]["input"] = 100 * content["top_0_1"][name]["input"]
     scales.write_text(json.dumps(content))
     return name
+
+
+def test_gptq_changes_whole_numbers_and_no_scale(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    samples = Input("text", "text", {"path": text}, "d", {"samples": 4, "tokens": 64})
+    model = {"model": qwen2_folder}
+    scales = make("activation-scales", "scales.json", {**model, "samples": [samples]}).out
+    inputs = {**model, "scales": scales}
+    nearest = torch.load(make("int8-checkpoint", "n.pth", inputs).out, weights_only=True)
+    options = {"rounding": "gptq", "bias_correction": True}
+    made = make("int8-checkpoint", "g.pth", {**inputs, "samples": [samples]}, options)
+    found = torch.load(made.out, weights_only=True)
+    assert list(found) == list(nearest)
+    changed = {name for name in found if not torch.equal(found[name], nearest[name])}
+    assert {name.rsplit(".", 2)[1] for name in changed if name.endswith("weight")} == {
+        f"{kind}_proj" for kind in ("q", "k", "v", "o", "gate", "up", "down")
+    }
+    assert {name.rsplit(".", 2)[1] for name in changed if name.endswith("bias")} == {
+        "q_proj", "k_proj", "v_proj",
+    }  # fmt: skip
+    assert {name.rsplit(".", 1)[1] for name in changed} == {"weight", "bias"}
+
+
+def test_gptq_without_samples_is_refused_before_anything_runs() -> None:
+    for options in ({"rounding": "gptq"}, {"bias_correction": True}):
+        step, plan = plan_of("int8.pth", "int8-checkpoint", options={**OPTIONS, **options})
+        assert RULE.check is not None
+        assert [problem.option for problem in RULE.check(step, plan)] == list(options)

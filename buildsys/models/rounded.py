@@ -1,0 +1,130 @@
+"""int8 weights rounded by GPTQ, layer by layer, each on what the quantized layers before it give.
+
+All samples run through a layer whose activations are quantized as the runtime does it; what its
+linears read makes their Hessians. Then its weights are rounded, and the samples go on through
+the rounded layer. Memory: one layer, the Hessians of its groups, one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from buildsys.models.layer_walk import LayerVisit, replace_module, walk_layers
+from buildsys.models.profile import linears_in
+from buildsys.models.simulate import StaticLinear, quantizers_of
+from buildsys.quant.gptq import Hessian, gptq_int8
+from buildsys.quant.int8 import Quantized, weight_scale
+
+if TYPE_CHECKING:
+    from buildsys.formats.tensors import TensorSource
+    from buildsys.models.family import Linear
+    from buildsys.models.open import Model
+    from buildsys.models.samples import Samples
+    from buildsys.models.variant import StaticRanges
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """One linear's int8 weight [out, in] and scale. bias: what is to be added to its bias [out],
+    the mean of what rounding takes from its outputs."""
+
+    weight: Quantized
+    bias: Tensor
+
+
+def rounded_layers(
+    model: Model,
+    tensors: TensorSource,
+    samples: Sequence[Samples],
+    folder: Path,
+    *,
+    ranges: Mapping[str, StaticRanges],
+    target: str,
+    damping: float,
+    correct_bias: bool = False,
+    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> Iterator[dict[str, Rounded]]:
+    """The rounded linears of each decoder layer by name, layer after layer.
+
+    ranges: every linear that is int8. correct_bias: the samples go on through biases that are
+    corrected. Raises QuantError, naming the linear, for values that are not finite.
+    """
+    layers = 1 + max(linear.layer or 0 for linear in model.family.linears.values())
+    for done, visit in enumerate(walk_layers(model, tensors, samples, folder)):
+        progress(done, layers, "layers")
+        own = [
+            (child, linear)
+            for child, linear in linears_in(visit.part, visit.stage.name, model.family)
+            if linear.name in ranges
+        ]
+        for child, linear in own:
+            static = StaticLinear(child, quantizers_of(linear, model.family, ranges, target))
+            replace_module(visit.part, _path(linear), static)
+        made = _round(visit, [linear for _, linear in own], damping)
+        for name, rounded in made.items():
+            module: Any = visit.part.get_submodule(_path(model.family.linears[name]))
+            values = rounded.weight.values.to(torch.float32) * rounded.weight.scale
+            module.weight = nn.Parameter(values, requires_grad=False)
+            if correct_bias and module.bias is not None:
+                module.bias = nn.Parameter(module.bias + rounded.bias, requires_grad=False)
+        yield made
+    progress(layers, layers, "layers")
+
+
+def _path(linear: Linear) -> str:
+    """A linear's place within its layer: model.layers.3.mlp.up_proj -> mlp.up_proj."""
+    return linear.name.split(".", 3)[3]
+
+
+def _round(visit: LayerVisit, linears: Sequence[Linear], damping: float) -> dict[str, Rounded]:
+    hessians = _hessians(visit, linears)
+    family = visit.layerwise.family
+    made = {}
+    for linear in linears:
+        module: Any = visit.part.get_submodule(_path(linear))
+        W: Tensor = module.weight
+        hessian = hessians[family.group_of[linear.name][0]]
+        rounded = gptq_int8(W, hessian.H, weight_scale(W), damping=damping, name=linear.name)
+        lost = W - rounded.values.to(torch.float32) * rounded.scale
+        made[linear.name] = Rounded(rounded, lost @ hessian.mean)
+    return made
+
+
+@torch.inference_mode()
+def _hessians(visit: LayerVisit, linears: Sequence[Linear]) -> dict[str, Hessian]:
+    """Of what every group of linears reads, by its first linear's name."""
+    family = visit.layerwise.family
+    first = [each for each in linears if each.name == family.group_of[each.name][0]]
+    hessians = {linear.name: Hessian(linear.shape[1]) for linear in first}
+    with _watched(visit, first, hessians):
+        for _ in visit.run():
+            pass
+    return hessians
+
+
+@contextmanager
+def _watched(
+    visit: LayerVisit, linears: Sequence[Linear], hessians: Mapping[str, Hessian]
+) -> Iterator[None]:
+    def hook(name: str) -> Callable[[Any, Any, Any], None]:
+        def see(module: StaticLinear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            hessians[name].add(module.seen(inputs[0]))
+
+        return see
+
+    handles = []
+    for linear in linears:
+        module = visit.part.get_submodule(_path(linear))
+        handles.append(module.register_forward_hook(hook(linear.name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,135 @@
+"""Where to clip an activation: the range of a static quantizer below its maximum.
+
+A symmetric quantizer of few bits serves the bulk better when rare values saturate. Each method
+gives a range (a magnitude) for values x that were sampled; the peak is of all values.
+Sources: mean squared error, as in OCTAV and every PTQ tool; relative entropy of histograms,
+Migacz, "8-bit inference with TensorRT" (GTC 2017); error relative to the residual stream:
+what the next RMSNorm divides by, so that a few tokens with massive activations do not decide
+for all others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from buildsys.quant.profiles import fake_quantize
+
+Method = Literal["absmax", "mse", "kl", "relative"]
+METHODS: tuple[Method, ...] = ("absmax", "mse", "kl", "relative")
+# From the peak down to a 500th of it, in steps of a tenth; then finer around the best.
+_STEP = 0.9
+_STEPS = 60
+_PATIENCE = 12
+_BINS = 2048
+
+
+def best_range(peak: float, error: Callable[[float], float]) -> float:
+    """The range at or below `peak` with the least error.
+
+    From the peak downwards in steps of a tenth, until twelve steps brought nothing better; then
+    steps of a fortieth between the neighbours of the best one.
+    """
+    tried = {peak: error(peak)}
+    best, since = peak, 0
+    for step in range(1, _STEPS):
+        candidate = peak * _STEP**step
+        tried[candidate] = error(candidate)
+        best, since = (candidate, 0) if tried[candidate] < tried[best] else (best, since + 1)
+        if since > _PATIENCE:
+            break
+    for fine in range(-3, 4):
+        candidate = min(best * _STEP ** (fine / 4), peak)
+        tried[candidate] = error(candidate)
+    return min(tried, key=tried.__getitem__)
+
+
+def mse_range(x: Tensor, bits: int, peak: float) -> float:
+    """The range with the least squared error over the sampled values x (any shape)."""
+    return best_range(peak, lambda r: _squares(fake_quantize(x, r, bits) - x))
+
+
+def weighted_range(x: Tensor, bits: int, peak: float, rows: Tensor, columns: Tensor) -> float:
+    """The range of x [n, features] with the least error in what is made of it.
+
+    rows [n]: weight of a token, such as 1 / |residual|^2. columns [features]: how much of an
+    error in a feature arrives, such as the squared norm of the next weight's column.
+    """
+    return best_range(
+        peak, lambda r: float(rows @ ((fake_quantize(x, r, bits) - x).square_() @ columns))
+    )
+
+
+def gate_up_ranges(
+    gate: Tensor, up: Tensor, bits: int, peaks: tuple[float, float], rows: Tensor, columns: Tensor
+) -> tuple[float, float]:
+    """Ranges of gate's and up's outputs [n, intermediate] with the least error in their product.
+
+    silu(gate) * up is what down_proj reads. `rows`, `columns` as in `weighted_range`, with
+    down_proj's columns. In turns: up's range, gate's, and both once more. What is large and
+    negative in gate costs nothing when it saturates, and the search finds that by itself.
+    """
+    product = functional.silu(gate) * up
+
+    def error(gated: Tensor, other: Tensor) -> float:
+        return float(rows @ ((gated * other).sub_(product).square_() @ columns))
+
+    def of_up(magnitude: float) -> float:
+        return error(gated, fake_quantize(up, magnitude, bits))
+
+    def of_gate(magnitude: float) -> float:
+        return error(functional.silu(fake_quantize(gate, magnitude, bits)), seen)
+
+    gated, (gate_range, up_range) = functional.silu(gate), peaks
+    for _ in range(2):
+        up_range = best_range(peaks[1], of_up)
+        seen = fake_quantize(up, up_range, bits)
+        gate_range = best_range(peaks[0], of_gate)
+        gated = functional.silu(fake_quantize(gate, gate_range, bits))
+    return gate_range, up_range
+
+
+def kl_range(x: Tensor, bits: int, peak: float) -> float:
+    """The range under which the histogram of |x| loses least in relative entropy.
+
+    2,048 bins up to the peak. For every cut, what is beyond it counts in the last bin (it
+    saturates), and the bins are merged into as many levels as the quantizer has on one side.
+    """
+    levels = 2 ** (bits - 1)
+    counts = torch.histc(x.abs().flatten().to(torch.float32), _BINS, 0.0, peak).double()
+    counts[0] = 0.0 if float(counts[1:].sum()) else counts[0]  # zeros are exact in any range
+    best, least = peak, math.inf
+    for cut in range(levels, _BINS + 1, max(1, levels // 16)):
+        entropy = _relative_entropy(counts, cut, levels)
+        if entropy < least:
+            best, least = peak * cut / _BINS, entropy
+    return best
+
+
+def _relative_entropy(counts: Tensor, cut: int, levels: int) -> float:
+    """KL(clipped histogram || the same in `levels` levels), nats."""
+    kept = counts[:cut]
+    reference = kept.clone()
+    reference[-1] += counts[cut:].sum()
+    level = torch.arange(cut) * levels // cut
+    there = (kept > 0).double()
+    sums = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, kept)
+    sizes = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, there)
+    merged = (sums / sizes.clamp(min=1.0))[level] * there
+    p, q = reference / reference.sum(), merged / merged.sum().clamp(min=1e-300)
+    both = (p > 0) & (q > 0)
+    lost = float(p[(p > 0) & (q == 0)].sum())
+    # A bin that only the saturated fill would cost infinity: it counts as if one value were there.
+    floor = 1.0 / float(counts.sum().clamp(min=1.0))
+    entropy = float((p[both] * (p[both] / q[both]).log()).sum())
+    return entropy + (lost * math.log(lost / floor) if lost > floor else 0.0)
+
+
+def _squares(x: Tensor) -> float:
+    flat = x.reshape(-1)
+    return float(flat @ flat)
