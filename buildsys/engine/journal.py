@@ -1,7 +1,7 @@
 """The journal of a build folder: what was made, from what. The only truth about a build.
 
-One line per event, only ever appended to: a checksum, a JSON object with what decides whether
-a step is stale, and after a tab another with what people ask for, which few runs read.
+One line per event, appended: a checksum, a JSON object with what decides whether a step is
+stale, and after a tab another with what people ask for, which few runs read.
 
     intent   outputs of a step are about to be put in place
     done     they are; the step's action key with its parts, and the digests of its outputs
@@ -10,6 +10,7 @@ a step is stale, and after a tab another with what people ask for, which few run
 A step's last line counts. An intent that nothing follows was interrupted: the step is stale,
 whatever lies under its outputs' names. A line that was torn by a crash is at the end, where
 the next writer cuts it off; damage anywhere else is reported, and costs the steps that it hit.
+When most lines no longer count, the next writer replaces the file by one of those that do.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from buildsys.errors import QbuildError
 
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
+T = TypeVar("T")
 VERSION = 1
 CHECKSUM = 8  # hexadecimal digits, then a space
 DECIDING = frozenset(
     {"v", "kind", "step", "fixed", "lookups", "inputs", "outputs", "wall", "memory", "at"}
 )
+# A journal of more lines than FEW, and of more than CROWD for each that counts, is rewritten.
+FEW, CROWD = 100, 4
 
 
 class JournalError(QbuildError):
@@ -65,13 +69,19 @@ class Entries(NamedTuple):
 
     done: step -> its last `done` line. open: steps whose last line is an intent.
     damaged: numbers of lines (from 1) that do not agree with their checksum, the torn end
-    left out. whole: bytes up to that end.
+    left out. whole: bytes up to that end. lines: how many there are up to it.
     """
 
     done: dict[str, Line]
     open: dict[str, Line]
     damaged: tuple[int, ...]
     whole: int
+    lines: int = 0
+
+    @property
+    def crowded(self) -> bool:
+        """Do so few of the lines count that it is worth writing those anew?"""
+        return self.lines > FEW + CROWD * (len(self.done) + len(self.open))
 
 
 def encode(line: Mapping[str, Json]) -> bytes:
@@ -120,8 +130,8 @@ def parse(data: bytes, path: str) -> Entries:
                 f"{content['v']}; this one knows {VERSION})",
                 remedy="use that version, or begin anew with `qbuild clean --all`",
             )
-        _apply(Line(content, rest), done, interrupted)
-    return Entries(done, interrupted, damaged, len(data) - torn)
+        _apply(content, Line(content, rest), done, interrupted)
+    return Entries(done, interrupted, damaged, len(data) - torn, len(good))
 
 
 def _is_whole(line: bytes) -> bool:
@@ -131,8 +141,11 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _apply(line: Line, done: dict[str, Line], interrupted: dict[str, Line]) -> None:
-    step, kind = line["step"], line["kind"]
+def _apply(
+    content: Mapping[str, Json], line: T, done: dict[str, T], interrupted: dict[str, T]
+) -> None:
+    """Note what a line changes; line: what to keep of it."""
+    step, kind = content["step"], content["kind"]
     interrupted.pop(step, None)
     if kind == "done":
         done[step] = line
@@ -140,6 +153,16 @@ def _apply(line: Line, done: dict[str, Line], interrupted: dict[str, Line]) -> N
         interrupted[step] = line
     elif kind == "forget":
         done.pop(step, None)
+
+
+def _lines_that_count(data: bytes) -> list[bytes]:
+    """Of a journal's bytes: each step's last `done` line, then the intents that are open."""
+    done: dict[str, bytes] = {}
+    interrupted: dict[str, bytes] = {}
+    for line in filter(_is_whole, data.split(b"\n")):
+        content = json.loads(line[CHECKSUM + 1 :].partition(b"\t")[0])
+        _apply(content, line + b"\n", done, interrupted)
+    return [*done.values(), *interrupted.values()]
 
 
 class Journal:
@@ -150,16 +173,20 @@ class Journal:
     """
 
     def __init__(self, path: str, entries: Entries) -> None:
-        """Cut the torn end off, set damaged lines aside (the file is kept), open.
+        """Cut the torn end off, set damaged lines aside (the file is kept), leave out what no
+        longer counts where that is most of it, open.
 
         entries: what `read_journal` said after the lock was taken.
         """
         self._path = path
+        anew = bool(entries.damaged) or entries.crowded
         if entries.damaged:
-            self._repair()
+            self._keep_damaged()
+        if anew:
+            self._rewrite()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._end = os.lseek(self._fd, 0, os.SEEK_END)
-        if not entries.damaged and self._end != entries.whole:
+        if not anew and self._end != entries.whole:
             self._cut(entries.whole)
 
     def append(self, lines: Iterable[Mapping[str, Json]]) -> None:
@@ -191,17 +218,24 @@ class Journal:
         os.ftruncate(self._fd, length)
         self._end = length
 
-    def _repair(self) -> None:
-        """Rewrite the file without its damaged lines; the old one stays as "journal.damaged"."""
-        with open(self._path, "rb") as file:
-            lines = file.read().split(b"\n")
-        rewritten = f"{self._path}.new"
-        with open(rewritten, "wb") as file:
-            file.writelines(line + b"\n" for line in lines if _is_whole(line))
-            file.flush()
-            os.fsync(file.fileno())
+    def _keep_damaged(self) -> None:
+        """The file as it is stays as "journal.damaged"."""
         kept = f"{self._path}.damaged"
         if os.path.lexists(kept):
             os.unlink(kept)
         os.link(self._path, kept)
+
+    def _rewrite(self) -> None:
+        """Put a file of the lines that count in its place, in one step; who reads it meanwhile
+        has the one or the other, and they say the same."""
+        with open(self._path, "rb") as file:
+            data = file.read()
+        rewritten = f"{self._path}.new"
+        with open(rewritten, "wb") as file:
+            file.writelines(_lines_that_count(data))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(rewritten, self._path)
+        from buildsys.store.placing import fsync  # not for readers, who are in a hurry
+
+        fsync(os.path.dirname(self._path))

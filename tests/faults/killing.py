@@ -16,28 +16,32 @@ from pathlib import Path
 from tests.faults.registry import fault
 from tests.faults.world import World, expect, family, is_alive, kill, killed_in_the_end
 
-REBUILD, RESTORE = "rebuild", "restore"
-WAYS = ("first build", REBUILD, RESTORE)
+FIRST, REBUILD, RESTORE = "first build", "rebuild", "from the store"
+CROWDED = "rebuild that rewrites its journal"
+WAYS = (FIRST, REBUILD, RESTORE, CROWDED)
 SOON = 1.0  # seconds until the death of a step is told
 GONE = 2.0  # seconds until all children of an interrupted build are gone
 DEADLINE = 60.0
 
 
 def prepare(world: World, chance: random.Random, way: str) -> float:
-    """A folder that is to be built for the first time, or again, or from the store; how long
-    that may take."""
+    """A folder that is to be built in one of the ways; how long that may take."""
     if way == RESTORE:
         store = world.store = world.seen / "store"
         # The steps that took less than 0.1 s are not kept: a shared cache keeps all.
         world.command = (*world.command, "--cache", f"file://{world.folder}/shared")
     began = time.monotonic()
-    if way != "first build":
+    if way != FIRST:
         world.must()
         took = time.monotonic() - began
     else:
         world.references.of(world.content, world.words)
         took = chance.uniform(0.3, 1.2)
-    if way == REBUILD:
+    if way == CROWDED:
+        journal = world.build / ".qbuild/journal"
+        while not world.journal().crowded:
+            journal.write_bytes(journal.read_bytes() * 2)
+    if way in (REBUILD, CROWDED):
         world.edit_source(chance.choice(sorted(world.words)), chance.choice(("two", "three")))
     if way == RESTORE:
         world.must("clean", *chance.choice(((), ("--all",))))
@@ -48,7 +52,7 @@ def prepare(world: World, chance: random.Random, way: str) -> float:
 
 @fault(rounds=200)
 def sigkill_of_qbuild_at_a_random_moment(world: World, chance: random.Random) -> None:
-    """Once or several times in a row, in a first build, a rebuild, or one from the store."""
+    """Once or several times in a row."""
     took = prepare(world, chance, chance.choice(WAYS))
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         process = world.start()
@@ -77,7 +81,7 @@ def sigkill_of_everything_at_once(world: World, chance: random.Random) -> None:
 @fault(rounds=100)
 def sigkill_of_the_supervisor(world: World, chance: random.Random) -> None:
     """qbuild says so, fails, keeps what is finished, and goes on when it is asked again."""
-    prepare(world, chance, chance.choice(WAYS[:2]))
+    prepare(world, chance, chance.choice((FIRST, REBUILD)))
     process = world.start()
     with killed_in_the_end(process):
         supervisor = first_child(process)
@@ -94,7 +98,7 @@ def sigkill_of_the_supervisor(world: World, chance: random.Random) -> None:
 def sigkill_of_a_worker_or_a_grandchild(world: World, chance: random.Random) -> None:
     """Any process below the supervisor: a step's own, a program that it has started, or the
     warm worker. The step fails and is told, or it makes the right bytes."""
-    prepare(world, chance, chance.choice(WAYS[:2]))
+    prepare(world, chance, chance.choice((FIRST, REBUILD)))
     process = world.start()
     with killed_in_the_end(process):
         first_child(process)
@@ -205,7 +209,7 @@ def holds_lock(world: World, pid: int) -> bool:
 # Every instant
 
 
-@fault(rounds=3)
+@fault(rounds=len(WAYS))
 def sigkill_at_every_instant(world: World, chance: random.Random) -> None:
     """Before each operation on files, and in the middle of each write, of one whole build;
     a world with `few` instants takes that many of them by chance."""
