@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from buildsys.cli.build_words import project_of, say
 from buildsys.cli.recipe_words import SUFFIX
-from buildsys.cli.up_to_date import nothing_to_do
+from buildsys.cli.up_to_date import LOCAL, nothing_to_do
 from buildsys.cli.window import listed, show
 from buildsys.engine.build import (
     Request,
@@ -23,6 +23,7 @@ from buildsys.plan.targets import targets, upstream
 
 if TYPE_CHECKING:
     from buildsys.engine.build import Outcome
+    from buildsys.engine.dask.session import Session
     from buildsys.engine.display import Display
     from buildsys.engine.executor import Executor
     from buildsys.engine.gates import Reading
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     request = request_of(args, project, words)
     say_so = quiet if args.quiet else say
     opened = partial(open_cache, args, request)
-    tools = Tools(executor_of(args), lambda: display_of(args), say_so, cache=opened)
+    place = place_of(args, request)
+    runs = executor_of(place)
+    tools = Tools(runs, lambda: display_of(args), say_so, cache=opened, place=place)
     project, scene, outcome = build_what_is_stale(project, request, tools)
     return finish(project, scene, outcome, request, args)
 
@@ -84,12 +87,21 @@ def request_of(args: argparse.Namespace, project: Project, words: tuple[str, ...
         name for word in args.force for name in (targets(project.plan, [word] if word else words))
     }
     ordered = tuple(name for name in project.plan.steps if name in forced)
-    return Request(selection, named, ordered, args.jobs, args.keep_going, args.strict)
+    return Request(selection, named, ordered, args.jobs, args.keep_going, args.strict, args.memory)
 
 
-def executor_of(args: argparse.Namespace) -> Callable[[int], Executor]:
-    """Where steps run: makes the executor, given the lock's descriptor."""
-    return local_executor
+def place_of(args: argparse.Namespace, request: Request) -> Session | None:
+    """Where steps run; None: here. Raises UsageError for an --executor that cannot be."""
+    if args.executor == LOCAL:
+        return None
+    from buildsys.engine.dask.session import session_of
+
+    return session_of(args.executor, args.cache, args.no_cache, request.forced, request.memory)
+
+
+def executor_of(place: Session | None) -> Callable[[int], Executor]:
+    """Makes the executor, given the lock's descriptor."""
+    return local_executor if place is None else place.executor
 
 
 def local_executor(lock_fd: int) -> Executor:

@@ -32,6 +32,7 @@ VERBS = {
     "deploy": "put artifacts on devices, and run them there",
     "doctor": "which toolchains are here, and how to get the others",
     "toolchain": "list, show and install toolchains",
+    "worker": "run steps for builds on other machines (Dask)",
     "cache": "what the store holds; check it, collect its garbage",
     "schema": "the JSON Schema of recipes, for editors",
 }

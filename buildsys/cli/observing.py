@@ -71,18 +71,20 @@ def tools_of(args: argparse.Namespace, request: Request, ears: Ears) -> Tools:
         say_so = stream.say
     shows = partial(display_of, args, ears)
     cache = partial(build_steps.open_cache, args, request)
+    place = build_steps.place_of(args, request)
+    runs = build_steps.executor_of(place)
     if trace is None:
-        return Tools(build_steps.executor_of(args), shows, say_so, cache=cache)
+        return Tools(runs, shows, say_so, cache=cache, place=place)
     steps = TracedSteps(trace)
 
     def executor(lock_fd: int) -> Executor:
-        return TracedExecutor(build_steps.executor_of(args)(lock_fd), trace, steps)
+        return TracedExecutor(runs(lock_fd), trace, steps)
 
     def tee() -> Display:
         return Tee([shows(), steps])
 
     traced_cache = partial(build_steps.open_cache, args, request, trace=trace)
-    return Tools(executor, tee, say_so, trace.at, traced_cache, trace.watch)
+    return Tools(executor, tee, say_so, trace.at, traced_cache, trace.watch, place)
 
 
 def display_of(args: argparse.Namespace, ears: Ears) -> Display:

@@ -12,11 +12,25 @@ from buildsys.cli.main import read_defines
 from buildsys.engine.project import find_place, named_recipe
 from buildsys.engine.standing import Answer, read_answer
 
+LOCAL = "local"
+
 
 def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     add_folder_words(parser, targets=targets)
     parser.add_argument(
         "-j", "--jobs", type=positive, metavar="N", help="steps at a time (default: processors)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=amount,
+        metavar="SIZE",
+        help="for all steps together (default: what is free)",
+    )
+    parser.add_argument(
+        "--executor",
+        default=LOCAL,
+        metavar="URL",
+        help="where steps run: local, dask://HOST:PORT, dask://local?workers=N",
     )
     parser.add_argument("-k", "--keep-going", action="store_true", help="build what can be built")
     parser.add_argument("-n", "--dry-run", action="store_true", help="say what would run, and why")
@@ -45,6 +59,16 @@ def configure(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     )
 
 
+def amount(word: str) -> int:
+    """Bytes of "12GiB"."""
+    from buildsys.recipe.quantities import memory_bytes
+
+    try:
+        return memory_bytes(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"'{word}' is not a number of 1 or more")
@@ -71,7 +95,7 @@ def standing_answer(args: argparse.Namespace) -> Answer | None:
     recipe, targets = folder_words(args)
     if targets or args.dry_run or args.force or args.strict or args.verbose:
         return None
-    if args.trace is not None or args.log_format != "text":
+    if args.trace is not None or args.log_format != "text" or args.executor != LOCAL:
         return None
     given = read_defines(args.defines)
     place = find_place(named_recipe(recipe, args.build_dir), given, args.build_dir)

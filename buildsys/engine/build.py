@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from buildsys.engine import folder as folders
 from buildsys.engine.hub import fetch_models
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from buildsys.engine.executor import Executor
     from buildsys.engine.failure import Failure
     from buildsys.engine.project import Project, Scene
-    from buildsys.engine.staleness import Survey
+    from buildsys.engine.schedule import Capacity
+    from buildsys.engine.staleness import Machine, Survey
     from buildsys.engine.stamps import Stamps
     from buildsys.engine.storing import StepCache
 
@@ -38,7 +39,8 @@ class Request(NamedTuple):
     """What a command line asks of a build.
 
     selection: the steps that are wanted and what they need, in the plan's order; named: those
-    that were asked for by name; jobs: None for one per processor; strict: skip nothing.
+    that were asked for by name; jobs: None for one per processor; strict: skip nothing; memory:
+    bytes for all steps together, None for what can be had.
     """
 
     selection: tuple[str, ...]
@@ -47,6 +49,7 @@ class Request(NamedTuple):
     jobs: int | None = None
     keep_going: bool = False
     strict: bool = False
+    memory: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -62,10 +65,24 @@ class Outcome(NamedTuple):
     untried: tuple[str, ...] = ()
 
 
+class Place(Protocol):
+    """Where steps run, if that is not this machine."""
+
+    def machine(self, project: Project) -> Machine | None:
+        """What of it is part of keys; None where that is what this machine has."""
+
+    def capacity(self, jobs: int | None, gpus: int) -> Capacity:
+        """What it gives to the build."""
+
+    def close(self) -> None:
+        """Nothing more is asked of it."""
+
+
 class Tools(NamedTuple):
     """What a build works with. executor: makes one, given the lock's descriptor; say: a line
     for the person, before and after the display is up; at: told of the points between two
-    operations; cache: opens the store for a build folder; watch: shown what is being judged."""
+    operations; cache: opens the store for a build folder; watch: shown what is being judged;
+    place: where steps run."""
 
     executor: Callable[[int], Executor]
     display: Callable[[], Display]
@@ -73,6 +90,7 @@ class Tools(NamedTuple):
     at: Callable[[str], None] = lambda point: None
     cache: OpenCache = lambda folder, stamps, say: None
     watch: Callable[[Scene], None] = lambda scene: None
+    place: Place | None = None
 
 
 def build_what_is_stale(
@@ -84,14 +102,15 @@ def build_what_is_stale(
     Raises QbuildError before anything runs for what cannot be made, and after, where the disk
     takes nothing more; failures of steps are in the outcome.
     """
-    with locked(project, tools.say) as lock_fd:
+    with closing_place(tools), locked(project, tools.say) as lock_fd:
         if lock_fd >= 0:
             sweep(project.folder.own("staging"))
             remove_half_written(project.folder.own(""))
         tools.at("locked")
         project = with_models(project, request, tools.say)
         tools.at("models fetched")
-        scene = survey_of(project, request.forced)
+        machine = tools.place.machine(project) if tools.place is not None else None
+        scene = survey_of(project, request.forced, machine)
         tools.at("surveyed")
         tools.watch(scene)
         warn_of_damage(scene, tools.say)
@@ -111,9 +130,19 @@ def build_what_is_stale(
         finally:
             if lock_fd >= 0:
                 remember(project, scene)
-        if lock_fd >= 0 and outcome is None and len(request.selection) == len(project.plan.steps):
+        whole = len(request.selection) == len(project.plan.steps)
+        if lock_fd >= 0 and outcome is None and whole and machine is None:
             leave_answer(project, scene)
     return project, scene, outcome
+
+
+@contextmanager
+def closing_place(tools: Tools) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if tools.place is not None:
+            tools.place.close()
 
 
 def refuse_missing_sources(project: Project, names: Collection[str]) -> None:
@@ -223,15 +252,20 @@ def build(
     from buildsys.engine.commit import Committer
     from buildsys.engine.journal import Journal
     from buildsys.engine.runner import StepRunner
-    from buildsys.engine.schedule import Pool, machine_capacity
+    from buildsys.engine.schedule import Pool, machine_capacity, refuse_what_never_fits
     from buildsys.engine.work import Work
 
     folder, survey = project.folder, scene.survey
+    if tools.place is None:
+        capacity = machine_capacity(request.jobs, scene.machine.gpus, request.memory)
+    else:
+        capacity = tools.place.capacity(request.jobs, scene.machine.gpus)
+    refuse_what_never_fits((project.plan.steps[name] for name in names), capacity.most)
     os.makedirs(folder.own("logs"), exist_ok=True)
     folders.write_made(folder, folders.Made(project.recipe, project.defines))
     remember_plan(project)
     journal = Journal(folder.own("journal"), scene.entries)
-    pool = Pool(machine_capacity(request.jobs, scene.machine.gpus))
+    pool = Pool(capacity)
     display = tools.display()
     cache = tools.cache(folder.root, scene.stamps, display.say)
     if cache is not None:

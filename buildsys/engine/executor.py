@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from buildsys.engine.schedule import Claim
     from buildsys.plan.graph import Json
 
 
@@ -28,6 +29,8 @@ class Order(NamedTuple):
     worker: "python" (torch imported), "light", or "fresh" (a new process, for GPU steps).
     memory_limit: bytes of the whole process tree after which it is killed; None for no limit.
     writable: folders that a confined program may write besides its staging folder.
+    claim, priority, parts: what it takes of a machine, how soon it should run (more is sooner),
+        and the parts of its action key: for executors that choose a machine.
     """
 
     id: str
@@ -42,6 +45,9 @@ class Order(NamedTuple):
     timeout: float | None
     memory_limit: int | None
     writable: tuple[str, ...] = ()
+    claim: Claim | None = None
+    priority: float = 0.0
+    parts: Mapping[str, Json] = {}  # a Mapping: nobody writes to it
 
 
 class Started(NamedTuple):
@@ -89,7 +95,13 @@ Event: TypeAlias = Started | Progress | Ended
 
 
 class Executor(Protocol):
-    """Runs orders. Not thread-safe: one thread submits and polls."""
+    """Runs orders. Not thread-safe: one thread submits and polls.
+
+    elsewhere: on machines that have toolchains and paths of their own; orders for them name no
+    program, for where it runs decides that.
+    """
+
+    elsewhere: bool
 
     def submit(self, order: Order) -> None:
         """Start `order` as soon as possible; its `Ended` event comes from `poll`."""

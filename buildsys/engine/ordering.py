@@ -18,6 +18,7 @@ from buildsys.rules.spec import Input, StepContext
 if TYPE_CHECKING:
     from buildsys.engine.blueprint import RuleFacts
     from buildsys.engine.folder import BuildFolder
+    from buildsys.engine.schedule import Claim
     from buildsys.plan.graph import Json, Plan, Ref, Step
     from buildsys.rules.spec import Command
 
@@ -31,22 +32,24 @@ def make_order(
     parts: Mapping[str, Json],
     template: Callable[[str], str],
     toolchain: Mapping[str, str] | None = None,
+    claim: Claim | None = None,
+    priority: float = 0.0,
+    elsewhere: bool = False,
 ) -> Order:
     """The order that makes `step` in `staging`. parts: of its key, for the inputs' digests;
-    toolchain: what the step is told of its own.
+    toolchain: what the step is told of its own; elsewhere: it runs where programs, toolchains
+    and kept folders are not those of this machine.
 
     Imports the rule; where it runs a program, asks it which. Raises StepError.
     """
     context = step_context(step, plan, facts, folder, staging, parts, template)
     context["toolchain"] = dict(toolchain or {})
-    if facts.resumable:
-        context["kept"] = kept_folder(folder, step.name, key_digest(parts))
-    module = importlib.import_module(facts.module)
     argv: tuple[str, ...] = ()
-    environment = dict(step.environment)
-    if hasattr(module, "command"):
-        asked: Command = module.command(in_process(context))
-        argv, environment = asked.argv, dict(asked.environment)
+    environment: Mapping[str, str] = dict(step.environment)
+    if not elsewhere:
+        if facts.resumable:
+            context["kept"] = kept_folder(folder, step.name, key_digest(parts))
+        argv, environment = program_of(facts.module, context, environment)
     worker = "fresh" if device_of(step) != "cpu" else facts.worker
     return Order(
         id=step.name,
@@ -59,8 +62,23 @@ def make_order(
         worker=worker,  # type: ignore[arg-type]  # a rule's worker is one of the three words
         threads=step.threads,
         timeout=step.timeout,
-        memory_limit=None,
+        memory_limit=claim.limit if claim is not None else None,
+        claim=claim,
+        priority=priority,
+        parts=parts,
     )
+
+
+def program_of(
+    module: str, context: Mapping[str, Json], environment: Mapping[str, str]
+) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The program that a rule runs for a step and its environment; none where the rule has
+    `make`. Raises StepError."""
+    rule = importlib.import_module(module)
+    if not hasattr(rule, "command"):
+        return (), environment
+    asked: Command = rule.command(in_process(context))
+    return asked.argv, dict(asked.environment)
 
 
 def step_context(

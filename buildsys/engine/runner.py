@@ -22,7 +22,7 @@ from buildsys.plan.targets import steps_read
 
 if TYPE_CHECKING:
     from buildsys.engine.display import Display
-    from buildsys.engine.schedule import Pool
+    from buildsys.engine.schedule import Claim, Pool
     from buildsys.engine.staleness import Survey
     from buildsys.engine.temporary import Temporaries
     from buildsys.engine.work import Work
@@ -97,6 +97,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         self._ready: list[tuple[float, int, Any]] = []
         self._count = 0
         self._running: dict[str, Any] = {}
+        self._claims: dict[str, Claim] = {}
         self.blocked: list[str] = []
         self.stopped_by = 0
 
@@ -189,21 +190,27 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
             place = heapq.heappop(self._ready)
             node = place[2]
             name = node.task.meta["step"]
-            claim = claim_of(self._survey.plan.steps[name], self._survey.entries)
+            claim = self._claim(name)
             if self._pool.fits(claim):
                 self._pool.take(name, claim)
                 self._running[name] = node
-                self._start(name, node.task.meta["again"])
+                self._start(name, node.task.meta["again"], claim)
             else:
                 self._display.waits(name, self._pool.lacks(claim))
                 passed_over.append(place)
         for place in passed_over:
             heapq.heappush(self._ready, place)
 
-    def _start(self, name: str, again: bool) -> None:
+    def _claim(self, name: str) -> Claim:
+        if name not in self._claims:
+            survey = self._survey
+            self._claims[name] = claim_of(survey.plan.steps[name], survey.entries)
+        return self._claims[name]
+
+    def _start(self, name: str, again: bool, claim: Claim) -> None:
         reasons = self._survey.verdicts[name].reasons
         if again:
             reasons = (Reason("removed after use, and needed again"),)
-        if not self._work.start(name, reasons):
+        if not self._work.start(name, reasons, claim, self._priority.get(name, 0.0)):
             self._pool.give_back(name)
             self._settle(name, False)

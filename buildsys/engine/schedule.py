@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from buildsys.engine.memory import ENDLESS, available_memory, total_memory
+from buildsys.errors import QbuildError
 from buildsys.plan.targets import steps_read
 
 if TYPE_CHECKING:
@@ -13,33 +15,48 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Plan, Step
 
 UNKNOWN_SECONDS = 1.0
+HEADROOM = 1.1  # over the last peak: allocators and page caches differ from run to run
+GIB = 1 << 30
 
 
 class Capacity(NamedTuple):
-    """What this machine gives to a build. jobs: steps at a time; memory in bytes."""
+    """What this machine, or a cluster, gives to a build. jobs: steps at a time; memory in bytes;
+    licences: name -> how many steps may hold it at a time (1 where nothing is said of it);
+    most: bytes that any step could ever have."""
 
     jobs: int
     threads: int
     memory: int
     gpus: int
+    licences: Mapping[str, int] = {}  # a Mapping: nobody writes to it
+    most: int = ENDLESS
 
 
 class Claim(NamedTuple):
-    """What one step takes while it runs."""
+    """What one step takes while it runs. memory: reserved bytes; limit: bytes that it is ended
+    for holding more than, None where what is reserved is only what is expected. jobs: how many
+    of the -j places."""
 
     threads: int
     memory: int
     gpus: int
     licences: frozenset[str]
+    limit: int | None = None
+    jobs: int = 1
 
 
 class Pool:
-    """Resources in use. Invariant: the claims that are taken fit the capacity, but for a single
-    claim that is larger than the machine and runs alone (GPUs and licences always fit)."""
+    """Resources in use. Invariant: the claims that are taken fit the capacity. Of what is
+    expected to be more than the machine has, as many places and threads and as much memory are
+    taken as there are, so that such a step runs alone."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self._taken: dict[str, Claim] = {}
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
 
     @property
     def jobs(self) -> int:
@@ -49,65 +66,82 @@ class Pool:
     @property
     def full(self) -> bool:
         """Is there no room for anything, however small?"""
-        return len(self._taken) >= self._capacity.jobs
+        return sum(each.jobs for each in self._taken.values()) >= self._capacity.jobs
 
     def fits(self, claim: Claim) -> bool:
-        taken = self._taken.values()
-        if any(claim.licences & each.licences for each in taken):
-            return False
-        if sum(each.gpus for each in taken) + claim.gpus > self._capacity.gpus:
-            return False
-        return not taken or (
-            len(taken) < self._capacity.jobs
-            and sum(each.threads for each in taken) + claim.threads <= self._capacity.threads
-            and sum(each.memory for each in taken) + claim.memory <= self._capacity.memory
-        )
+        return not self.lacks(claim)
 
     def lacks(self, claim: Claim) -> str:
-        """What there is too little of for a claim that does not fit: a word for people."""
-        taken = self._taken.values()
-        held = [name for each in taken for name in sorted(claim.licences & each.licences)]
-        if held:
-            return f"licence {held[0]}"
-        if sum(each.gpus for each in taken) + claim.gpus > self._capacity.gpus:
+        """What there is too little of for a claim that does not fit, a word for people; empty
+        where it fits."""
+        taken, has, claim = self._taken.values(), self._capacity, self._cut(claim)
+        for name in sorted(claim.licences):
+            if sum(name in each.licences for each in taken) >= has.licences.get(name, 1):
+                return f"licence {name}"
+        if sum(each.gpus for each in taken) + claim.gpus > has.gpus:
             return "gpu"
         threads = sum(each.threads for each in taken) + claim.threads
-        if len(taken) >= self._capacity.jobs or threads > self._capacity.threads:
+        if sum(each.jobs for each in taken) + claim.jobs > has.jobs or threads > has.threads:
             return "cpu"
-        return "memory"
+        memory = sum(each.memory for each in taken) + claim.memory
+        return "memory" if memory > has.memory else ""
+
+    def _cut(self, claim: Claim) -> Claim:
+        has = self._capacity
+        threads, memory = min(claim.threads, has.threads), min(claim.memory, has.memory)
+        alone = (threads, memory) != (claim.threads, claim.memory)
+        jobs = has.jobs if alone else min(claim.jobs, has.jobs)
+        return claim._replace(threads=threads, memory=memory, jobs=jobs)
 
     def take(self, name: str, claim: Claim) -> None:
-        self._taken[name] = claim
+        self._taken[name] = self._cut(claim)
 
     def give_back(self, name: str) -> None:
         self._taken.pop(name, None)
 
 
-def claim_of(step: Step, entries: Entries) -> Claim:
-    """A step's claim: memory as the recipe says, else what it held at its peak last time."""
+def claim_of(
+    step: Step, entries: Entries, estimate: Callable[[Step], int] = lambda step: 0
+) -> Claim:
+    """A step's claim. Memory: as the recipe says, which is then its limit; else what it held at
+    its peak last time and some more; else an estimate."""
     resources = step.resources
     record = entries.done.get(step.name)
-    memory = resources.get("memory") or (record["memory"] if record is not None else 0)
+    limit = int(resources["memory"]) if resources.get("memory") else None
+    if limit is not None:
+        memory = limit
+    elif record is not None and record["memory"]:
+        memory = int(record["memory"] * HEADROOM)
+    else:
+        memory = estimate(step)
     licences = resources.get("licence") or ()
     names = [licences] if isinstance(licences, str) else licences
-    return Claim(step.threads, int(memory), int(resources.get("gpu") or 0), frozenset(names))
+    gpus = int(resources.get("gpu") or 0)
+    jobs = int(resources.get("jobs") or 1)
+    return Claim(step.threads, memory, gpus, frozenset(names), limit, jobs)
 
 
-def machine_capacity(jobs: int | None, gpus: int) -> Capacity:
-    """Jobs as given, else one per processor that this process may use."""
+def machine_capacity(jobs: int | None, gpus: int, memory: int | None = None) -> Capacity:
+    """Jobs as given, else one per processor that this process may use; memory as given, else
+    what can be had."""
     processors = len(os.sched_getaffinity(0))
     jobs = processors if jobs is None else jobs
-    return Capacity(jobs, max(processors, jobs), available_memory(), gpus)
+    most = total_memory() if memory is None else memory
+    memory = available_memory() if memory is None else memory
+    return Capacity(jobs, max(processors, jobs), memory, gpus, most=most)
 
 
-def available_memory() -> int:
-    """Bytes that can be had without swapping, as the kernel estimates; huge if it does not."""
-    try:
-        with open("/proc/meminfo", "rb") as file:
-            fields = dict(line.split(b":") for line in file)
-    except OSError:
-        return 1 << 62
-    return int(fields[b"MemAvailable"].split()[0]) * 1024
+def refuse_what_never_fits(steps: Iterable[Step], most: int) -> None:
+    """QbuildError for a step whose memory, as the recipe says it, is more than there ever is."""
+    for step in steps:
+        wanted = int(step.resources.get("memory") or 0)
+        if wanted > most:
+            raise QbuildError(
+                f"{step.name} needs {wanted / GIB:.1f} GiB of memory (`resources` in the recipe), "
+                f"and there are {most / GIB:.1f} GiB for all steps",
+                remedy="give it to a larger machine (--executor), or correct the figure",
+                location=step.where,
+            )
 
 
 def gpu_count() -> int:

@@ -30,6 +30,7 @@ class TracedExecutor:
 
     def __init__(self, executor: Executor, trace: Trace, steps: TracedSteps) -> None:
         self._executor = executor
+        self.elsewhere = executor.elsewhere
         self._trace = trace
         self._steps = steps
         self._submitted: dict[str, int] = {}

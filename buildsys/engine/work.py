@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from buildsys.engine.executor import Executor
     from buildsys.engine.folder import BuildFolder
     from buildsys.engine.key import Reason
+    from buildsys.engine.schedule import Claim
     from buildsys.engine.staleness import Machine, Survey
     from buildsys.engine.storing import Lookup, StepCache
     from buildsys.plan.graph import Json, Step
@@ -42,12 +43,15 @@ POLL_DIGESTING = 0.005
 
 
 class Running(NamedTuple):
-    """A step in the executor. parts: of its key as it was started."""
+    """A step in the executor. parts: of its key as it was started; claim, priority: see
+    `executor.Order`."""
 
     step: Step
     staging: str
     parts: Mapping[str, Json]
     reasons: tuple[Reason, ...]
+    claim: Claim | None = None
+    priority: float = 0.0
 
 
 class Work:
@@ -83,13 +87,19 @@ class Work:
         self._in_flight: dict[str, Running] = {}
         self.failures: list[Failure] = []
 
-    def start(self, name: str, reasons: tuple[Reason, ...]) -> bool:
+    def start(
+        self,
+        name: str,
+        reasons: tuple[Reason, ...],
+        claim: Claim | None = None,
+        priority: float = 0.0,
+    ) -> bool:
         """Hand a step to the executor; everything that it reads is in place. False where that
         fails already."""
         step = self._survey.plan.steps[name]
         parts = self._survey.parts(step)
         staging = self._staging.fresh(step.outputs.values())
-        running = Running(step, staging, parts, reasons)
+        running = Running(step, staging, parts, reasons, claim, priority)
         forget_last_run(self._folder, name)
         self._display.started(name, "; ".join(map(str, reasons)))
         cache = self._cache
@@ -116,6 +126,9 @@ class Work:
                 running.parts,
                 self._machine.template,
                 self._machine.fields.get(step.toolchain or ""),
+                running.claim,
+                running.priority,
+                self._executor.elsewhere,
             )
         except QbuildError as error:
             self._fail(running, str(error), None)

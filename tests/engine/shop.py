@@ -60,6 +60,8 @@ def content_of(path: Path) -> bytes:
 class InProcess:
     """An executor that runs a function per order, at once. Notes what ran, in order."""
 
+    elsewhere = False
+
     def __init__(self, actions: Mapping[str, Action], ran: list[str]) -> None:
         self._actions = actions
         self._ran = ran

@@ -59,12 +59,16 @@ def entries(**walls: float) -> Entries:
     return Entries(done, {}, (), 0)
 
 
-def test_reservation_is_the_recipes_figure_else_the_last_peak(chain: Shop) -> None:
+def test_reservation_is_the_recipes_figure_else_the_last_peak_else_an_estimate(chain: Shop) -> None:
     step = chain.steps["a"]
     assert claim_of(step, entries()).memory == 0
-    assert claim_of(step, entries(a=1)).memory == 3 * GIB
-    wanting = step._replace(resources={"memory": GIB, "licence": "qubee", "gpu": 1})
-    assert claim_of(wanting, entries(a=1)) == claim(1, GIB, 1, ["qubee"])
+    assert claim_of(step, entries(), lambda step: 5 * GIB).memory == 5 * GIB
+    peak = claim_of(step, entries(a=1), lambda step: 5 * GIB)
+    assert 3 * GIB < peak.memory <= 3.5 * GIB
+    assert peak.limit is None  # what was seen once is no promise
+    wanting = step._replace(resources={"memory": GIB, "licence": "qubee", "gpu": 1, "jobs": 2})
+    asked = Claim(1, GIB, 1, frozenset(["qubee"]), limit=GIB, jobs=2)
+    assert claim_of(wanting, entries(a=1)) == asked
 
 
 def test_longest_path_counts_what_waits_for_a_step(chain: Shop) -> None:

@@ -29,6 +29,8 @@ class LocalExecutor:
     Invariant: every submitted order that has not ended is in `_running`.
     """
 
+    elsewhere = False
+
     def __init__(self, lock_fd: int | None = None) -> None:
         self._lock_fd = lock_fd
         self._running: dict[str, Order] = {}
@@ -41,6 +43,10 @@ class LocalExecutor:
     def supervisor_pid(self) -> int | None:
         """The supervisor's process id; None before the first order."""
         return self._process.pid if self._process else None
+
+    def fileno(self) -> int | None:
+        """What becomes readable when `poll` has something; None where no supervisor runs."""
+        return None if self._control is None else self._control.fileno()
 
     def submit(self, order: Order) -> None:
         """Start the order; ValueError where one with its id runs already."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 
+SETTLED = ("claim", "priority", "parts")
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one per call
 
 
@@ -33,7 +34,11 @@ class Lines:
 
 
 def order_to_json(order: Order) -> Json:
-    return order._asdict()
+    """What running it takes; why it runs here and now is settled."""
+    found = order._asdict()
+    for name in SETTLED:
+        del found[name]
+    return found
 
 
 def order_from_json(value: Json) -> Order:

@@ -1,0 +1,1 @@
+"""Steps on other processes and machines, by Dask distributed (the extra `[dask]`)."""
