@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from typing import TYPE_CHECKING
+
+from buildsys.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is in the file; returns 0."""
+    if not os.path.exists(args.file):
+        raise UsageError(f"there is no {args.file}")
     from buildsys.formats.description import describe  # torch: only when something is inspected
 
     description = describe(args.file)

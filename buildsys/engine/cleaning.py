@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from buildsys.engine.folder import OWN, BuildFolder
@@ -91,13 +91,18 @@ def _remove_around(folder: BuildFolder, path: str, live: Collection[str]) -> lis
     return removed
 
 
-def remove_all(folder: BuildFolder, plan: Plan, entries: Entries) -> list[str]:
+def recorded(entries: Entries) -> list[str]:
+    """The outputs of every step that the journal knows, of this recipe or of an earlier state
+    of it."""
+    return [path for record in entries.done.values() for path in record["outputs"]]
+
+
+def remove_all(folder: BuildFolder, plan: Plan | None, entries: Entries) -> list[str]:
     """Remove every artifact, of this recipe or of an earlier state of it, and all that qbuild
-    remembers of the folder, its -D words included."""
-    recorded: Mapping[str, None] = dict.fromkeys(
-        path for record in entries.done.values() for path in record["outputs"]
-    )
-    removed = remove_outputs(folder, dict.fromkeys([*plan.producer, *recorded]))
+    remembers of the folder, its -D words included. plan: None where the recipe is not to be
+    read."""
+    made = plan.producer if plan is not None else ()
+    removed = remove_outputs(folder, dict.fromkeys([*made, *recorded(entries)]))
     own = f"{folder.root}/{OWN}"
     for name in os.listdir(own):
         if name not in KEPT:

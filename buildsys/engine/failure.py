@@ -26,8 +26,7 @@ class Failure(NamedTuple):
     log: str
 
     def __str__(self) -> str:
-        # What went wrong may be the text of an error, which begins with that word itself.
-        lines = [f"error: {self.step}: {self.error.removeprefix('error: ')}"]
+        lines = [f"error: {self.step}: {without_the_word(self.error)}"]
         if self.ended is not None:
             lines.append(f"  {figures(self.ended)}")
             # A mistake of the user's has no traceback; a bug of a rule shows it.
@@ -37,6 +36,16 @@ class Failure(NamedTuple):
             lines += [f"  the end of its output ({shown(self.log)}):"]
             lines += [f"  | {line}" for line in tail]
         return "\n".join(lines)
+
+
+def without_the_word(error: str) -> str:
+    """The text of an error without the word "error", at its beginning or after its place.
+
+    >>> without_the_word("w.pth: error: it is cut short")
+    'w.pth: it is cut short'
+    """
+    first, newline, rest = error.removeprefix("error: ").partition("\n")
+    return first.replace(": error: ", ": ", 1) + newline + rest
 
 
 def figures(ended: Ended) -> str:

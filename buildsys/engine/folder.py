@@ -105,6 +105,16 @@ def candidates(recipe: str) -> Iterator[BuildFolder]:
             yield folder
 
 
+def folders_made_from(recipe: str) -> list[BuildFolder]:
+    """Build folders below the current one in which this recipe was built last."""
+    here = os.path.abspath(BUILD)
+    names = sorted(os.listdir(here)) if os.path.isdir(here) else []
+    folders = [BuildFolder(f"{here}/{name}") for name in names]
+    made = [(folder, read_made(folder)) for folder in folders]
+    path = os.path.abspath(recipe)
+    return [each for each, said in made if said and os.path.abspath(said.recipe) == path]
+
+
 def folder_named(name: str) -> BuildFolder:
     """Where the artifacts of a recipe of this name go."""
     return BuildFolder(f"{os.path.abspath(BUILD)}/{name}")

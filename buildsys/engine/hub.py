@@ -56,7 +56,7 @@ def fetch_models(
         return plan
     known = read_json(folder.own("hub")) or {}
     for source in missing:
-        say(f"fetching {snapshot_name(source)} from the hub")
+        say(f"fetching {snapshot_name(source)} from the hub: there is no folder of that name")
         # A snapshot that vanished from the hub's cache is fetched again, the same commit.
         before = known.get(snapshot_name(source))
         revision = os.path.basename(before) if before else source.options.get("revision")
@@ -86,6 +86,7 @@ def download(source: Source, revision: str | None) -> str:
         reason = str(error).strip().splitlines()[0]
         raise ModelNotFetched(
             f"source '{source.name}': the model {hub} could not be fetched ({reason})",
-            remedy="give a folder that holds it: -D model=FOLDER, or a path in the recipe",
+            remedy=f"there is no folder '{hub}' either: beside the recipe, or for -D here;\n"
+            "give a folder that holds it: -D model=FOLDER, or a path in the recipe",
             location=source.where,
         ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from os import PathLike, fspath
 
 
-class FormatError(Exception):
-    """A file is not what it should be, or cannot hold what it is asked to hold."""
+class Misfit(Exception):
+    """Something in a file, or on its way into one, that a person can mend."""
 
     def __init__(
         self,
@@ -34,3 +34,7 @@ class FormatError(Exception):
             subject = f"field {self.field!r}: "
         remedy = f"\n{self.remedy}" if self.remedy else ""
         return f"{place}: {subject}{self.message}{remedy}"
+
+
+class FormatError(Misfit):
+    """A file is not what it should be, or cannot hold what it is asked to hold."""

@@ -165,8 +165,9 @@ def _tell_fallbacks(step: StepContext, targets: list[Target]) -> None:
         what = f"{target.type}, not {target.instead_of}: rows of {width} do not divide"
         groups.setdefault(what, []).append(target.name)
         step.log.warning("%s is %s", target.name, what)
+    log = f"qbuild log {step.name}"
     for what, names in groups.items():
-        step.warn(f"{len(names)} tensors are {what} (such as {names[0]}; all are in the log)")
+        step.warn(f"{len(names)} tensors are {what} (such as {names[0]}; all: {log})")
     step.note("fallback", {target.name: target.type for target in used})
 
 

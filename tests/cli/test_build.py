@@ -204,6 +204,26 @@ def test_failure_shows_how_it_ended_its_memory_and_the_end_of_its_log(
     assert list((project / "build/tiny/.qbuild/staging").iterdir()) == []
 
 
+def test_without_k_the_summary_names_what_was_not_started(qbuild: Qbuild, project: Path) -> None:
+    fails = "{rule: command, inputs: {i: src}, options: {argv: [sh, -c, exit 3, '${out}']}}"
+    (project / "tiny.yaml").write_text(RECIPE.replace("  a: {", f"  bad: {fails}\n  a: {{"))
+    done = qbuild("all", "tiny.yaml", "-j", "1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "built 1; failed: bad; not started: b, sub/c"
+
+
+def test_error_of_a_file_says_error_once(qbuild: Qbuild, project: Path) -> None:
+    (project / "w.safetensors").write_bytes(b"not a checkpoint")
+    (project / "tiny.yaml").write_text(
+        "qbuild: 1\nname: tiny\nsources: {w: {file: w.safetensors}}\nartifacts:\n"
+        "  w.mllm: {rule: mllm-file, inputs: {checkpoint: w}, options: {version: 2}}\n"
+    )
+    done = qbuild("all", "tiny.yaml")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: w.mllm")]
+    assert line.startswith(f"error: w.mllm: {project}/w.safetensors: ")
+    assert line.count("error:") == 1
+
+
 def test_gate_fails_every_build_with_the_number_and_rebuilds_nothing(
     qbuild: Qbuild, project: Path
 ) -> None:

@@ -20,6 +20,7 @@ from buildsys.formats.mllm_v2 import MllmV2Writer
 from buildsys.formats.rotation_file import Rotation, save_rotation
 from buildsys.formats.safetensors_file import save_safetensors
 from buildsys.formats.torch_archive import save_state_dict
+from tests.cli.conftest import Qbuild
 
 TENSORS = {
     "model.norm.weight": torch.ones(3, dtype=torch.bfloat16),
@@ -163,3 +164,8 @@ def golden_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/golden (files of the real tools, 36 MB) is not here")
     return folder
+
+
+def test_file_that_is_not_there_is_a_mistake_on_the_command_line(qbuild: Qbuild) -> None:
+    done = qbuild("inspect", "nosuch")
+    assert (done.returncode, done.stderr) == (2, "error: there is no nosuch\n")

@@ -58,6 +58,7 @@ def test_model_that_cannot_be_fetched_says_how_to_give_a_folder(project: Path) -
     assert done.returncode == 1
     assert "hub.yaml:3:" in done.stderr
     assert "the model org/name could not be fetched" in done.stderr
+    assert "there is no folder 'org/name' either" in done.stderr
     assert "-D model=FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
 
