@@ -133,10 +133,17 @@ def logit_blocks(weight: Tensor, hidden: Tensor) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def see_logits(observers: Observers, weight: Tensor, hidden: Tensor) -> None:
+def see_logits(
+    observers: Observers,
+    weight: Tensor,
+    hidden: Tensor,
+    also: Callable[[Tensor], None] | None = None,
+) -> None:
     """Observe the head's outputs for hidden [n, in] and some rows of its weight."""
     for block in logit_blocks(weight, hidden):
         observers.see_output(observers.family.head, block)
+        if also is not None:
+            also(block)
 
 
 def linears_in(part: nn.Module, name: str, family: Family) -> Iterator[tuple[nn.Linear, Linear]]:

@@ -29,9 +29,12 @@ from buildsys.quant.observers import Mode, Statistics
 
 if TYPE_CHECKING:
     from buildsys.formats.tensors import TensorSource
+    from buildsys.models.graph.profile import GraphProfile
     from buildsys.models.open import Model
     from buildsys.models.samples import Sample, Samples
 
+# The key of the graphs' ranges among the results, which are linears' names otherwise.
+RANGES = "ranges"
 # Bytes of the head's weight that are in memory at a time.
 HEAD_PART = 1 << 24
 
@@ -44,18 +47,22 @@ def profile_layers(
     *,
     mode: Mode = "absmax",
     no_bias: bool = True,
+    graphs: GraphProfile | None = None,
     progress: Progress = lambda done, total, unit: None,
 ) -> dict[str, LinearStatistics]:
     """Statistics of every linear that the samples reach, in order of first execution.
 
     tensors: classic names, as of `rotated_tensors`. folder: holds the hidden states (float32
     [tokens, hidden], twice while a layer runs) and what a killed run needs to go on; what is
-    left there by a run with the same arguments is taken up. progress counts layers, by work.
+    left there by a run with the same arguments is taken up. graphs: takes the ranges of the
+    graphs' tensors in the same pass. progress counts layers, by work.
     """
     sizes = sizes_of(samples)
     layerwise = LayerwiseModel(model, tensors)
     store = StateStore(folder)
     stages = layerwise.stages(images=sizes.patches > 0)
+    if graphs is not None:
+        graphs.restore(store.results.get(RANGES, {}))
     work = _Work(stages, sizes.patches, sizes.tokens, progress)
     light: list[Sample] = []
     if stages[0].name in store.finished or not stages[0].vision:
@@ -66,13 +73,17 @@ def profile_layers(
             with store.stage(stage.name) as writer:
                 told = work.of(stage)
                 if stage.kind == "patches":
-                    light = list(_run_patches(layerwise, stage, samples, writer, told))
+                    light = list(_run_patches(layerwise, stage, samples, writer, graphs, told))
                 else:
-                    _run(layerwise, stage, light, store.states, writer, observers, told)
+                    _run(layerwise, stage, light, store.states, writer, observers, graphs, told)
                 for name, both in observers.results().items():
                     writer.results[name] = asdict(both)
+                if graphs is not None:
+                    graphs.finish()
+                    writer.results[RANGES] = dict(graphs.ranges)
         work.finish(stage)
-    return _in_order(store.results, images_first=light[0].image_grid_thw is not None)
+    linears = {name: found for name, found in store.results.items() if name != RANGES}
+    return _in_order(linears, images_first=light[0].image_grid_thw is not None)
 
 
 def _run_patches(
@@ -80,6 +91,7 @@ def _run_patches(
     stage: Stage,
     samples: Sequence[Samples],
     writer: StageWriter,
+    graphs: GraphProfile | None,
     told: Callable[[float], None],
 ) -> Iterator[Sample]:
     """Pixels to patches; yields the samples without their pixels."""
@@ -88,6 +100,8 @@ def _run_patches(
             state = torch.empty(0, 1)
             if sample.pixel_values is not None:
                 state = layerwise.run(stage, sample, sample.pixel_values)
+                if graphs is not None:
+                    graphs.see(stage, sample, None, sample.pixel_values)
             writer.append(state)
             told(len(state))
             yield layerwise.light(sample)
@@ -100,17 +114,20 @@ def _run(
     states: States | None,
     writer: StageWriter,
     observers: Observers,
+    graphs: GraphProfile | None,
     told: Callable[[float], None],
 ) -> None:
     """All samples through one stage."""
     if stage.kind == "embedding":
+        if graphs is not None:
+            graphs.see_embeddings()
         images = None if states is None else iter(states)
         for state in layerwise.embeddings(samples, images):
             writer.append(state)
         return
     assert states is not None
     if stage.kind == "head":
-        _run_head(layerwise, stage, states, samples, observers, told)
+        _run_head(layerwise, stage, states, samples, observers, graphs, told)
         return
     with (
         layerwise.filled(stage) as part,
@@ -118,6 +135,9 @@ def _run(
     ):
         for sample, state in zip(samples, states, strict=True):
             after = layerwise.run(stage, sample, state) if len(state) else state
+            if graphs is not None and len(state):
+                positions = layerwise.positions(sample) if stage.kind == "layer" else None
+                graphs.see(stage, sample, positions, state)
             writer.append(after)
             told(len(state))
 
@@ -128,6 +148,7 @@ def _run_head(
     states: States,
     samples: list[Sample],
     observers: Observers,
+    graphs: GraphProfile | None,
     told: Callable[[float], None],
 ) -> None:
     """The head in parts of its rows; each part sees all samples."""
@@ -138,7 +159,9 @@ def _run_head(
                 hidden = layerwise.run(stage, sample, state)
                 if number == 0:
                     observers.see_input(head, hidden)
-                see_logits(observers, weight, hidden)
+                    if graphs is not None:
+                        graphs.see(stage, sample, None, state)
+                see_logits(observers, weight, hidden, None if graphs is None else graphs.see_logits)
                 told(len(hidden) * len(weight) / head.shape[0])
 
 

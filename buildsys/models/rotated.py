@@ -32,6 +32,7 @@ def rotated_tensors(
     rotations: Rotations | None = None,
     *,
     fuse: bool = False,
+    fold_all: bool = False,
     rescale: Mapping[str, Tensor] | None = None,
     parity: bool | None = None,
     dtype: torch.dtype = torch.float32,
@@ -48,7 +49,8 @@ def rotated_tensors(
         family=model.family,
         source=model.tensors,
         rotations=rotations,
-        fuse=fuse or rotations is not None,
+        fuse=fuse or fold_all or rotations is not None,
+        fold_all=fold_all,
         factors=rescaled_linears(rescale or {}, model.family),
         work=torch.float32 if (of_mllm if parity is None else parity) else torch.float64,
     )

@@ -2,7 +2,7 @@
 
 mllm's keys: "ori" (maximum) and "top_0_1" (order statistic at 0.999 n), each linear -> {"input",
 "output"}; "all_stat", linear -> {"input", "output"} -> {"mean", "std"}. mllm's tools look at no
-other key, so "qbuild" can stand beside them.
+other key, so "qbuild", and "ranges" (tensor of the graphs -> [min, max]), can stand beside them.
 """
 
 from __future__ import annotations
@@ -35,18 +35,21 @@ class Side:
 @dataclass(frozen=True)
 class Scales:
     """Linear -> (input, output), in the file's order. made_with: its "qbuild" section, empty
-    for a file of mllm's own."""
+    for a file of mllm's own. ranges: tensor of a graph -> (min, max), where they were taken."""
 
     sides: Mapping[str, tuple[Side, Side]]
     made_with: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def write_scales(
     path: str | PathLike[str],
     statistics: Mapping[str, LinearStatistics],
     made_with: Mapping[str, Any],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Write the statistics as mllm writes them (indent 4), with `made_with` under "qbuild"."""
+    """Write the statistics as mllm writes them (indent 4), with `made_with` under "qbuild" and
+    the graphs' ranges, where they were taken, under "ranges"."""
     content: dict[str, Any] = {
         key: {
             name: {"input": getattr(both.input, key), "output": getattr(both.output, key)}
@@ -61,6 +64,8 @@ def write_scales(
         }
         for name, both in statistics.items()
     }
+    if ranges is not None:
+        content["ranges"] = {name: list(ends) for name, ends in ranges.items()}
     content["qbuild"] = dict(made_with)
     text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     Path(path).write_text(text, encoding="utf-8")
@@ -77,14 +82,26 @@ def read_scales(path: str | PathLike[str]) -> Scales:
         for name in content["ori"]
     }
     made_with = content.get("qbuild")
-    return Scales(sides, made_with if isinstance(made_with, dict) else {})
+    ranges = {name: _ends(name, ends, path) for name, ends in content.get("ranges", {}).items()}
+    return Scales(sides, made_with if isinstance(made_with, dict) else {}, ranges)
+
+
+def _ends(name: str, ends: Any, path: str | PathLike[str]) -> tuple[float, float]:
+    if isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)):
+        return float(ends[0]), float(ends[1])
+    message = f"its range is {ends!r}, not two finite numbers"
+    raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _side(content: Any, name: str, side: str, path: str | PathLike[str]) -> Side:
     values = []
     for key in ("ori", "top_0_1"):
         value = content.get(key, {}).get(name, {}).get(side)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if not _is_finite(value):
             message = f"{key} of its {side} is {value!r}, not a finite number"
             raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
         values.append(float(value))

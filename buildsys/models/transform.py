@@ -27,7 +27,8 @@ from buildsys.quant.rescale import rescale_down, rescale_up
 class Transform:
     """How the tensors of `source` (classic names) change.
 
-    fuse: norms are folded; fold_all: also those of a tower that is not turned. factors: linear -> its rescaling factors [intermediate].
+    fuse: norms are folded; fold_all: also those of a tower that is not turned. factors: linear ->
+        its rescaling factors [intermediate].
     """
 
     family: Family

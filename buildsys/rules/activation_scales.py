@@ -8,7 +8,7 @@ a killed run goes on behind the last finished layer.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,11 @@ from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_inpu
 from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from buildsys.models.graph.profile import GraphProfile
     from buildsys.models.open import Model
+    from buildsys.models.rotations import Rotations
     from buildsys.models.samples import Samples
     from buildsys.plan.graph import Plan, Step
 
@@ -47,6 +51,12 @@ RULE = Rule(
             "description": "absmax: of |x|. mllm: of the signed values, as mllm's tool takes them "
             "(a tensor whose negative side is larger gets too small a range).",
         },
+        "points": {
+            "enum": ["linears", "graph"],
+            "default": "linears",
+            "description": "graph: also the range (min, max) of every tensor of the model's "
+            "graphs, which rule qnn-context needs; mllm's three sections stay as they are.",
+        },
         "no_bias": {
             "type": "boolean",
             "default": True,
@@ -71,6 +81,7 @@ def make(step: StepContext) -> None:
 
     model, rotations, rescale = open_inputs(step)
     samples = open_step_samples(step, model)
+    graphs = _graphs(model, rotations, rescale) if step.options["points"] == "graph" else None
     with _states_folder(step) as folder:
         statistics = profile_layers(
             model,
@@ -79,6 +90,7 @@ def make(step: StepContext) -> None:
             folder,
             mode=step.options["statistics"],
             no_bias=step.options["no_bias"],
+            graphs=graphs,
             progress=step.progress,
         )
     unseen = [
@@ -88,7 +100,18 @@ def make(step: StepContext) -> None:
     ]
     if unseen:
         step.warn(f"{len(unseen)} linears saw no sample and have no scale, such as {unseen[0]}")
-    write_scales(step.out, statistics, made_with(step, samples))
+    ranges = None if graphs is None else graphs.ranges
+    write_scales(step.out, statistics, made_with(step, samples), ranges)
+
+
+def _graphs(
+    model: Model, rotations: Rotations | None, rescale: Mapping[str, Tensor]
+) -> GraphProfile:
+    """Takes the ranges of the graphs' tensors; the graphs have every norm folded."""
+    from buildsys.models.graph.profile import GraphProfile
+    from buildsys.models.rotated import rotated_tensors
+
+    return GraphProfile(model, rotated_tensors(model, rotations, fold_all=True, rescale=rescale))
 
 
 @contextmanager
