@@ -16,8 +16,9 @@ from torch import Tensor
 from buildsys.formats.tensors import TensorSource
 from buildsys.models.family import Embedding, Family, Linear, Norm
 from buildsys.models.open import Model
+from buildsys.models.rescaling import factors_of_linears
 from buildsys.models.rotations import Rotations
-from buildsys.models.transform import Transform, rescaled_linears
+from buildsys.models.transform import Transform
 
 # Numbers of one tensor that are in float64 at a time, where it can be done in parts (8 MiB, and
 # a few times that in between).
@@ -40,7 +41,7 @@ def rotated_tensors(
     """The model's tensors with classic names, lm_head always apart, as a source of `dtype`.
 
     rotations: None turns nothing. fuse: fold the norms even so (a rotation always does).
-    rescale: down_proj's name -> its factors [intermediate], applied after the rotation.
+    rescale: name -> factors, as of `load_rescaling`, applied after the rotation.
     parity: round to float32 after each step, as mllm's tools do; by default for rotations that
         qbuild did not make.
     """
@@ -51,7 +52,7 @@ def rotated_tensors(
         rotations=rotations,
         fuse=fuse or fold_all or rotations is not None,
         fold_all=fold_all,
-        factors=rescaled_linears(rescale or {}, model.family),
+        factors=factors_of_linears(rescale or {}, model.family),
         work=torch.float32 if (of_mllm if parity is None else parity) else torch.float64,
     )
     return RotatedTensors(transform, dtype)
@@ -142,7 +143,8 @@ class RotatedTensors:
         if owner.reads_heads:
             W = change.output_side(owner, W)
             for start, stop in _parts(len(flat), flat.shape[1]):
-                flat[start:stop] = change.input_side(owner, W[start:stop])
+                part = change.input_side(owner, W[start:stop])
+                flat[start:stop] = change.rescale(owner, part, slice(start, stop), slice(None))
             return out
         if change.changes_input(owner):
             W = change.input_side(owner, W)

@@ -1,8 +1,8 @@
 """What fusion, centring, rotation and rescaling do to each tensor of a family.
 
 The order is mllm's: fold the norm, centre, turn by the residual stream's matrix, turn by the
-heads'; then the exact rescaling of up against down. All products are float64; between the steps
-values are rounded to `work` (float64: not at all; float32: as mllm's tools do).
+heads'; then the exact rescaling between pairs of linears. All products are float64; between the
+steps values are rounded to `work` (float64: not at all; float32: as mllm's tools do).
 Source: mllm v1 tools/rotate; QuaRot (arXiv 2404.00456).
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from buildsys.formats.tensors import TensorSource
-from buildsys.models.errors import ModelError
 from buildsys.models.family import Embedding, Family, Linear, Norm, Turn
+from buildsys.models.rescaling import ROWS_DIVIDED
 from buildsys.models.rotations import Rotations
 from buildsys.quant import rotation as quant
 from buildsys.quant.factored import Rotation
-from buildsys.quant.rescale import rescale_down, rescale_up
+from buildsys.quant.rescale import divide_rows, multiply_columns
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Transform:
     """How the tensors of `source` (classic names) change.
 
     fuse: norms are folded; fold_all: also those of a tower that is not turned. factors: linear ->
-        its rescaling factors [intermediate].
+    its rescaling factors, as of `rescaling.factors_of_linears`.
     """
 
     family: Family
@@ -87,11 +87,12 @@ class Transform:
         return W
 
     def rescale(self, linear: Linear, W: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The part [rows, columns] of a weight, up's rows divided and down's columns multiplied."""
+        """The part [rows, columns] of a weight, rescaled along the axis of its factors."""
         if linear.name not in self.factors:
             return W
         s = self.factors[linear.name]
-        return rescale_up(W, s[rows]) if linear.kind == "up" else rescale_down(W, s[columns])
+        divided = linear.kind in ROWS_DIVIDED
+        return divide_rows(W, s[rows]) if divided else multiply_columns(W, s[columns])
 
     def bias(self, linear: Linear) -> Tensor:
         """The bias [out], with the norm's bias folded, centred and turned."""
@@ -111,8 +112,8 @@ class Transform:
             b = b.clone()
             part = _turned(linear.output_turn, R.size)
             b[part] = quant.rotate_bias(b[part], R, blocks=linear.output_turn.blocks)
-        if linear.kind == "up" and linear.name in self.factors:
-            b = rescale_up(b[:, None], self.factors[linear.name])[:, 0]
+        if linear.kind in ROWS_DIVIDED and linear.name in self.factors:
+            b = divide_rows(b[:, None], self.factors[linear.name])[:, 0]
         return b
 
     def norm(self, norm: Norm, part: str) -> Tensor:
@@ -132,21 +133,3 @@ class Transform:
 
 def _turned(turn: Turn, size: int) -> slice:
     return slice(turn.start, turn.start + turn.blocks * size)
-
-
-def rescaled_linears(rescale: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Factors by down_proj's name -> the same by every linear that they act on.
-
-    Raises ModelError for a name that is no down_proj of the family, or a wrong length.
-    """
-    ups = {down.name: up for up, down in family.up_down_pairs}
-    factors: dict[str, Tensor] = {}
-    for name, s in rescale.items():
-        if name not in ups or s.shape != family.linears[name].shape[1:]:
-            raise ModelError(
-                f"factors of shape {list(s.shape)} belong to no down_proj of this model",
-                tensor=name,
-                remedy="Make the rescaling factors for this model.",
-            )
-        factors[name] = factors[ups[name].name] = s
-    return factors

@@ -15,7 +15,7 @@ from torch import nn
 from buildsys.models.open import Model, open_model
 from buildsys.models.profile import profile
 from buildsys.models.profile_layers import profile_layers
-from buildsys.models.rescaling import balance_up_down
+from buildsys.models.rescaling import balance_by_weights
 from buildsys.models.rotated import rotated_tensors
 from buildsys.models.rotations import fit_rotations, make_rotations
 from buildsys.models.runtime import load_module, logits
@@ -86,7 +86,7 @@ def test_rotated_and_rescaled_it_computes_the_same(model: Model) -> None:
     )
     rotations = fit_rotations(file, model.family)
     turned = rotated_tensors(model, rotations)
-    factors = dict(balance_up_down(model.family, turned, powers_of_two=False))
+    factors = dict(balance_by_weights(model.family, turned, ["up-down"], powers_of_two=False))
     tensors = rotated_tensors(model, rotations, rescale=factors, dtype=torch.float64)
     changed = load_module(model, tensors, torch.float64)
     exact = load_module(model, dtype=torch.float64)

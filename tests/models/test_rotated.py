@@ -13,7 +13,7 @@ from buildsys.formats.tensors import TensorSource
 from buildsys.models import rotated
 from buildsys.models.errors import ModelError
 from buildsys.models.open import Model, open_model
-from buildsys.models.rescaling import balance_up_down
+from buildsys.models.rescaling import balance_by_weights
 from buildsys.models.rotated import rotated_tensors
 from buildsys.models.rotations import Rotations, fit_rotations, load_rotations, make_rotations
 from buildsys.models.runtime import load_module, logits
@@ -139,7 +139,7 @@ def test_rescaling_by_powers_of_two_changes_no_bit_of_the_output(
     model = open_model(qwen2_folder)
     rotations = _made(model, "hadamard")
     plain = rotated_tensors(model, rotations)
-    factors = dict(balance_up_down(model.family, plain, powers_of_two=True))
+    factors = dict(balance_by_weights(model.family, plain, ["up-down"], powers_of_two=True))
     assert any(bool((s != 1).any()) for s in factors.values())
     rescaled = rotated_tensors(model, rotations, rescale=factors)
     before = logits(load_module(model, plain), text_sample)

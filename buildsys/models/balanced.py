@@ -1,0 +1,109 @@
+"""Rescaling factors by what the activations of a model need, layer by layer.
+
+`quant.balance` says what is minimised. The shares of the quantizers here: noise in a site is
+weighed by the residual stream behind it (`Sites.by_mlp`, `by_attention`), so that all quantizers
+of a layer are in one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from buildsys.models.layer_walk import walk_layers
+from buildsys.models.rescaling import Layer, PairKind, balance_by_weights, layers_of
+from buildsys.models.site_rows import Sites, sites_of
+from buildsys.quant.balance import Quantizer, balanced_factors
+from buildsys.quant.profiles import Profile, profile
+
+if TYPE_CHECKING:
+    from buildsys.formats.tensors import TensorSource
+    from buildsys.models.open import Model
+    from buildsys.models.samples import Samples
+
+# What GPTQ leaves of the noise of rounding to the nearest, about.
+WEIGHTS = 0.3
+
+
+def balance_by_activations(
+    model: Model,
+    tensors: TensorSource,
+    samples: Sequence[Samples],
+    folder: Path,
+    pairs: Sequence[PairKind],
+    *,
+    target: str,
+    powers_of_two: bool,
+    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, factors) with the least noise under the profile `target`, layer by layer.
+
+    q and k, whose activations have 16 bits everywhere, are balanced by their weights.
+    """
+    layers, contract = layers_of(model.family), profile(target)
+    weights = dict(balance_by_weights(model.family, tensors, [p for p in pairs if p == "q-k"],
+                                      powers_of_two=powers_of_two))  # fmt: skip
+    visits = walk_layers(model, tensors, samples, folder)
+    for done, (layer, visit) in enumerate(zip(layers, visits, strict=True)):
+        progress(done, len(layers), "layers")
+        sites = sites_of(visit)
+        for pair in pairs:
+            name = layer.name_of(pair)
+            if pair == "q-k":
+                yield name, weights[name]
+                continue
+            made = _up_down(sites, layer, contract) if pair == "up-down" else _v_o(sites, layer)
+            yield name, balanced_factors(made, powers_of_two=powers_of_two)
+    progress(len(layers), len(layers), "layers")
+
+
+@torch.inference_mode()
+def _up_down(sites: Sites, layer: Layer, contract: Profile) -> list[Quantizer]:
+    """What stands between up's weights and down's: up's output, and down's input at 8 bits."""
+    gate, up = functional.silu(sites.output("gate")), sites.output("up")
+    hidden, columns = gate * up, sites.columns("down")
+    by, x = sites.by_mlp[:, None], sites.input("up")
+    through_gate = columns * (by * gate.square()).mean(0)
+    energy = float(x.square().sum(-1).mean())
+    up_weight, down_weight = sites.weight("up"), sites.weight("down")
+    made = [
+        Quantizer(up.abs().amax(0), through_gate, divided=True),
+        Quantizer(up_weight.abs().amax(1), through_gate, divided=True, weight=WEIGHTS * energy),
+        Quantizer(
+            down_weight.abs().amax(0),
+            len(down_weight) * (by * hidden.square()).mean(0),
+            divided=False,
+            weight=WEIGHTS,
+        ),
+    ]
+    if contract.width(layer.linears["down"].name) == 8:
+        arrives = columns * float(by.mean())
+        made.append(Quantizer(hidden.abs().amax(0), arrives, divided=True))
+    return made
+
+
+@torch.inference_mode()
+def _v_o(sites: Sites, layer: Layer) -> list[Quantizer]:
+    """What stands between v's weights and o's: o's input; v's output has 16 bits."""
+    heads, by = layer.heads, sites.by_attention[:, None]
+    attended, columns = sites.input("o"), sites.columns("o")
+    shape = (heads.keys, heads.queries // heads.keys, heads.size)
+    arrives = columns.view(shape).sum(1).reshape(-1) * float(by.mean())
+    energy = float(sites.input("v").square().sum(-1).mean())
+    v_weight, o_weight = sites.weight("v"), sites.weight("o")
+    second = (by * attended.square()).mean(0).view(shape).sum(1).reshape(-1)
+    return [
+        Quantizer(heads.shared(attended.abs().amax(0)), arrives, divided=True),
+        Quantizer(v_weight.abs().amax(1), arrives, divided=True, weight=WEIGHTS * energy),
+        Quantizer(
+            heads.shared(o_weight.abs().amax(0)),
+            len(o_weight) * second,
+            divided=False,
+            weight=WEIGHTS,
+        ),
+    ]
