@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from blake3 import blake3
 
 import buildsys
-from buildsys.engine.key import canonical, distribution_versions, fixed_parts, key_digest
+from buildsys.engine.key import canonical, fixed_parts, key_digest
 from buildsys.engine.own_file import replace_file
-from buildsys.engine.stamps import hash_file
+from buildsys.identity import distribution_versions, hash_file
 from buildsys.plan.cached import from_json, to_json
 from buildsys.share import PACKAGE
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
@@ -180,27 +180,6 @@ def _input_differences(name: str, old: Json, new: Json) -> Iterator[Reason]:
             yield Reason(f"input '{name}': {label} is no longer among them")
     if not changed and before.keys() == after.keys():
         yield Reason(f"input '{name}': order of its items", list(before), list(after))
-
-
-def distribution_versions(search: Sequence[str]) -> dict[str, str]:
-    """Every installed distribution, by normalised name -> its version, from the names of the
-    .dist-info folders alone (importlib.metadata costs 29 ms)."""
-    found: dict[str, str] = {}
-    for folder in search:
-        try:
-            names = os.listdir(folder or ".")
-        except OSError:
-            continue  # a zip file, or a folder that is not there: the import system skips it too
-        for name in names:
-            if name.endswith(".dist-info"):
-                distribution, _, version = name[: -len(".dist-info")].rpartition("-")
-                found.setdefault(normal_name(distribution), version)
-    return found
-
-
-def normal_name(distribution: str) -> str:
-    """PEP 503, with "_" for "-"."""
-    return distribution.lower().replace("-", "_").replace(".", "_")
 
 
 def processor_class() -> str:

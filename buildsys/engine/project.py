@@ -17,11 +17,12 @@ from buildsys.engine.folder import (
     last_recipe,
 )
 from buildsys.engine.journal import Entries, read_journal
-from buildsys.engine.key import distribution_versions, processor_class
+from buildsys.engine.key import processor_class
 from buildsys.engine.schedule import gpu_count
 from buildsys.engine.staleness import Machine, Survey
 from buildsys.engine.stamps import Stamps
 from buildsys.errors import UsageError
+from buildsys.identity import distribution_versions
 from buildsys.share import shared_folder
 
 if TYPE_CHECKING:

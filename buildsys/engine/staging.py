@@ -16,8 +16,8 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from buildsys.engine.digest import UnfitContent, folder_entry, walk, with_mode
-from buildsys.engine.stamps import hash_file
 from buildsys.errors import QbuildError
+from buildsys.identity import hash_file
 
 
 class UnfitOutput(QbuildError):

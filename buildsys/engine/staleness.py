@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from buildsys.engine.digest import UnfitContent, artifact_digest, source_entries
 from buildsys.engine.journal import Entries, Line
-from buildsys.engine.key import Reason, differences, fixed_parts, key_digest, normal_name
+from buildsys.engine.key import Reason, differences, fixed_parts, key_digest
+from buildsys.identity import normal_name
 
 if TYPE_CHECKING:
     from buildsys.engine.blueprint import Blueprint, RuleFacts

@@ -13,9 +13,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
-from blake3 import blake3
-
 from buildsys.engine.own_file import replace_file
+from buildsys.identity import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,21 +23,8 @@ if TYPE_CHECKING:
 
 # dev, inode, size, mtime_ns, ctime_ns
 Stamp: TypeAlias = tuple[int, int, int, int, int]
-BLOCK = 1 << 20
 SETTLED_NS = 2_000_000_000
 VERSION = 1
-
-
-def hash_file(path: str) -> str:
-    """BLAKE3 of a file's bytes, in hexadecimal."""
-    with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size < BLOCK:
-            return blake3(file.read()).hexdigest()
-        hasher = blake3()
-        block = memoryview(bytearray(BLOCK))
-        while count := file.readinto(block):
-            hasher.update(block[:count])
-    return hasher.hexdigest()
 
 
 def stamp_of(found: os.stat_result) -> Stamp:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from buildsys.engine.stamps import hash_file
 from buildsys.errors import RecipeError
+from buildsys.identity import hash_file
 from buildsys.share import shared_folder
 
 if TYPE_CHECKING:

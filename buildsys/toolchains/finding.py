@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
-from buildsys.engine.key import distribution_versions, normal_name
-from buildsys.engine.stamps import hash_file
+from buildsys.identity import distribution_versions, hash_file, normal_name
 from buildsys.store.place import store_root
 from buildsys.toolchains.definitions import definition
 from buildsys.toolchains.installed import installed_folder

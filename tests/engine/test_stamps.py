@@ -9,8 +9,9 @@ import blake3
 import pytest
 
 from buildsys.engine.digest import UnfitContent, folder_digest, source_entries
-from buildsys.engine.stamps import BLOCK, Stamps, hash_file
+from buildsys.engine.stamps import Stamps
 from buildsys.errors import Location
+from buildsys.identity import BLOCK, hash_file
 from buildsys.plan.graph import Source
 
 WHERE = Location("r.yaml", 1, 1, "")

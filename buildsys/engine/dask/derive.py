@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from buildsys.engine.blueprint import facts_of
 from buildsys.engine.code import RuleCode
-from buildsys.engine.key import differences, distribution_versions, normal_name, processor_class
+from buildsys.engine.key import differences, processor_class
 from buildsys.engine.stamps import Stamps
+from buildsys.identity import distribution_versions, normal_name
 from buildsys.rules import find_rule, rule_modules
 from buildsys.toolchains.finding import find_toolchains
 
