@@ -146,11 +146,13 @@ def resolve_steps(
         rule = rules[entry.rule]
         inputs, mistakes = resolve_inputs(entry, rule, names)
         errors += mistakes
+        options = complete_options(entry, rule)
+        usual = rule.toolchain_for(options) if rule.toolchain_for else rule.toolchain
         steps[entry.name] = Step(
             name=entry.name,
             rule=entry.rule,
             inputs=inputs,
-            options=complete_options(entry, rule),
+            options=options,
             outputs={name: output.path for name, output in outputs[entry.name].items()},
             optional=entry.optional,
             temporary=entry.temporary,
@@ -158,7 +160,7 @@ def resolve_steps(
             threads=rule.threads if entry.threads is None else entry.threads,
             resources=entry.resources,
             timeout=entry.timeout,
-            toolchain=entry.toolchain or rule.toolchain,
+            toolchain=entry.toolchain or usual,
             environment=entry.environment,
             where=entry.where,
         )

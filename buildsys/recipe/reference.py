@@ -81,7 +81,10 @@ def of_rule(rule: Rule) -> Iterator[str]:
     """Inputs, options and outputs of one rule."""
     yield from ["", f"### {rule.name}", "", one_line(rule.doc)]
     if rule.toolchain:
-        yield from ["", f"Needs the toolchain `{rule.toolchain}`."]
+        several = " and ".join(f"`{name}`" for name in rule.toolchain.split("+"))
+        s = "s" if "+" in rule.toolchain else ""
+        more = ", and others as its options say" if rule.toolchain_for else ""
+        yield from ["", f"Needs the toolchain{s} {several}{more}."]
     if rule.inputs:
         rows = (
             (f"`{name}`", takes(spec), one_line(spec.doc)) for name, spec in rule.inputs.items()

@@ -68,6 +68,8 @@ class Rule:
     threads: fixed, because sums of floats depend on it.
     resumable: the step gets `StepContext.kept`, a folder that outlives a kill.
     check: looks at the step in its plan before anything runs; touches no file.
+    toolchain: that a step needs, or several, joined by "+": all must be there. toolchain_for:
+        where it depends on the step's options; `toolchain` is the usual one then.
     templates: option names that hold a template's file name; its bytes are part of the key.
     rendered: option names in which the rule fills in `${in.NAME}`, `${out}` and the like when
         the step runs; the recipe leaves those, and `$${`, alone there.
@@ -90,6 +92,7 @@ class Rule:
     float_sums: bool = False
     resumable: bool = False
     check: Callable[[Step, Plan], Iterable[Problem]] | None = None
+    toolchain_for: Callable[[Mapping[str, Json]], str] | None = None
 
 
 @dataclass(frozen=True)
