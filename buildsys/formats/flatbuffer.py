@@ -48,28 +48,31 @@ class Table:
 
     def text_place(self, field: int) -> tuple[int, int]:
         """(start, bytes) of a text."""
-        return self._vector(field)
+        return self._vector(field, 1)
 
     def table(self, field: int) -> Table | None:
         at = self.place(field)
         return Table(self.data, at + _read(U32, self.data, at)) if at else None
 
     def tables(self, field: int) -> list[Table]:
-        start, count = self._vector(field)
+        start, count = self._vector(field, 4)
         places = [start + 4 * index for index in range(count)]
         return [Table(self.data, at + _read(U32, self.data, at)) for at in places]
 
     def u64s(self, field: int) -> tuple[int, ...]:
-        start, count = self._vector(field)
+        start, count = self._vector(field, 8)
         return tuple(_read(U64, self.data, start + 8 * index) for index in range(count))
 
-    def _vector(self, field: int) -> tuple[int, int]:
-        """(start of the first item, number of items)."""
+    def _vector(self, field: int, width: int) -> tuple[int, int]:
+        """(start of the first item, number of items), each `width` bytes."""
         at = self.place(field)
         if not at:
             return 0, 0
         start = at + _read(U32, self.data, at)
-        return start + 4, _read(U32, self.data, start)
+        count = _read(U32, self.data, start)
+        if start + 4 + width * count > len(self.data):
+            raise struct.error(f"{count} items, which is more than there is")
+        return start + 4, count
 
 
 def root_table(data: bytes) -> Table:
