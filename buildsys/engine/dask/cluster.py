@@ -17,6 +17,7 @@ from distributed import Client
 from distributed import LocalCluster as Scheduler
 
 from buildsys.engine.dask.address import Address
+from buildsys.engine.dask.hush import hush
 from buildsys.engine.dask.offer import Offer
 from buildsys.engine.dask.worker import end_all, published
 from buildsys.engine.failure import tail_of
@@ -39,7 +40,7 @@ class Cluster:
 
     def __init__(self, address: Address, store: str) -> None:
         """Connect; raises QbuildError where nobody answers."""
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        hush()
         self.offers: dict[str, Offer] = {}
         self.sharing: set[str] = set()
         self.local: LocalWorkers | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from buildsys.engine.dask import parcel as parcels
 from buildsys.engine.dask.derive import Derivation
 from buildsys.engine.dask.desk import Desk
 from buildsys.engine.dask.exchange import open_exchange
+from buildsys.engine.dask.hush import hush
 from buildsys.engine.dask.offer import GIB, offer_here, resources_of
 from buildsys.engine.schedule import Capacity
 from buildsys.engine.staging import remove_tree
@@ -114,7 +114,7 @@ def work(settings: Settings, say: Callable[[str], None]) -> int:
 
     Raises QbuildError where there is no scheduler, or no store.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    hush()
     exchange = open_exchange(None)
     names = known_names(settings.toolchains)
     found = find_toolchains(names, settings.toolchains, os.environ).found
