@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clipped:
-    """The ranges of one linear; None where the maximum is kept."""
+    """The ranges of one linear, none above its maximum."""
 
-    input: float | None = None
-    output: float | None = None
+    input: float
+    output: float
 
 
 def clipped_ranges(

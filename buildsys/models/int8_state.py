@@ -21,7 +21,7 @@ from buildsys.formats.tensors import TensorEntry, TensorSource, copy_tensor
 from buildsys.formats.torch_archive import StateDictWriter
 from buildsys.models.errors import ModelError
 from buildsys.models.family import Family, Linear
-from buildsys.models.scales import Scales
+from buildsys.models.scales import Scales, Side
 from buildsys.models.variant import StaticRanges
 from buildsys.quant.int8 import (
     ActivationScale,
@@ -87,8 +87,9 @@ def choose_scales(
 ) -> dict[str, LinearScales]:
     """Ranges and clip flags of every linear in a scales file.
 
-    threshold None: everything clips at its maximum, and a group that reads one tensor has one
-    input range. A number: mllm's own selection, left as mllm leaves it.
+    threshold None: everything clips, at the range that the file chose or else at its maximum,
+    and a group that reads one tensor has one input range. A number: mllm's own selection, left
+    as mllm leaves it.
     Raises ModelError naming a needed linear without a scale, a linear that the model does not
     have, or one whose range is negative (mllm's signed maximum of an all-negative tensor).
     """
@@ -109,8 +110,8 @@ def choose_scales(
             )
     chosen = {
         name: LinearScales(
-            _choose(name, "input", sides[0].ori, sides[0].top_0_1, threshold),
-            _choose(name, "output", sides[1].ori, sides[1].top_0_1, threshold),
+            _choose(name, "input", sides[0], threshold),
+            _choose(name, "output", sides[1], threshold),
         )
         for name, sides in file.sides.items()
     }
@@ -193,10 +194,9 @@ def _scale_tensors(scales: Mapping[str, LinearScales]) -> Iterator[tuple[str, to
         yield f"{name}.clip_output", torch.tensor(both.output.clip)
 
 
-def _choose(
-    name: str, side: str, ori: float, top: float, threshold: float | None
-) -> ActivationScale:
-    chosen = choose_scale(ori, top, threshold=threshold)
+def _choose(name: str, side: str, found: Side, threshold: float | None) -> ActivationScale:
+    largest = found.ori if found.clipped is None or threshold is not None else found.clipped
+    chosen = choose_scale(largest, found.top_0_1, threshold=threshold)
     if chosen.magnitude < 0:
         raise ModelError(
             f"the range of its {side} is {chosen.magnitude}, which is negative",

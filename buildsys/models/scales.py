@@ -2,7 +2,8 @@
 
 mllm's keys: "ori" (maximum) and "top_0_1" (order statistic at 0.999 n), each linear -> {"input",
 "output"}; "all_stat", linear -> {"input", "output"} -> {"mean", "std"}. mllm's tools look at no
-other key, so "qbuild", and "ranges" (tensor of the graphs -> [min, max]), can stand beside them.
+other key, so "qbuild", "ranges" (tensor of the graphs -> [min, max]) and "clipped" (linear ->
+{"input", "output"}: ranges below the maximum, where they were asked for) can stand beside them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from buildsys.formats.config_file import read_json
 from buildsys.models.errors import ModelError
 
 if TYPE_CHECKING:
+    from buildsys.models.clipped import Clipped
     from buildsys.models.profile import LinearStatistics
 
 REMEDY = "Give a scales file made by rule activation-scales or by mllm's get_distribution.py."
@@ -26,10 +28,12 @@ REMEDY = "Give a scales file made by rule activation-scales or by mllm's get_dis
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a linear: the largest value and the order statistic, as magnitudes."""
+    """One side of a linear: the largest value and the order statistic, as magnitudes; and the
+    range to clip at, where one was chosen."""
 
     ori: float
     top_0_1: float
+    clipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ def write_scales(
     statistics: Mapping[str, LinearStatistics],
     made_with: Mapping[str, Any],
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    clipped: Mapping[str, Clipped] | None = None,
 ) -> None:
-    """Write the statistics as mllm writes them (indent 4), with `made_with` under "qbuild" and
-    the graphs' ranges, where they were taken, under "ranges"."""
+    """Write the statistics as mllm writes them (indent 4), with `made_with` under "qbuild", the
+    graphs' ranges under "ranges" and clipped ones under "clipped", where there are any."""
     content: dict[str, Any] = {
         key: {
             name: {"input": getattr(both.input, key), "output": getattr(both.output, key)}
@@ -66,6 +71,10 @@ def write_scales(
     }
     if ranges is not None:
         content["ranges"] = {name: list(ends) for name, ends in ranges.items()}
+    if clipped:
+        content["clipped"] = {
+            name: {"input": both.input, "output": both.output} for name, both in clipped.items()
+        }
     content["qbuild"] = dict(made_with)
     text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     Path(path).write_text(text, encoding="utf-8")
@@ -105,4 +114,9 @@ def _side(content: Any, name: str, side: str, path: str | PathLike[str]) -> Side
             message = f"{key} of its {side} is {value!r}, not a finite number"
             raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
         values.append(float(value))
-    return Side(*values)
+    clipped = content.get("clipped", {}).get(name, {}).get(side)
+    if clipped is not None and not (_is_finite(clipped) and clipped > 0):
+        message = f"the clipped range of its {side} is {clipped!r}, not a positive number"
+        raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
+    largest, top = values
+    return Side(largest, top, clipped)

@@ -20,11 +20,18 @@ from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from buildsys.formats.tensors import TensorSource
+    from buildsys.models.clipped import Clipped
     from buildsys.models.graph.profile import GraphProfile
     from buildsys.models.open import Model
+    from buildsys.models.profile import LinearStatistics
     from buildsys.models.rotations import Rotations
     from buildsys.models.samples import Samples
     from buildsys.plan.graph import Plan, Step
+
+
+METHODS = ("absmax", "mse", "kl", "relative")
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def check(step: Step, plan: Plan) -> Iterator[Problem]:
@@ -50,6 +57,27 @@ RULE = Rule(
             "default": "absmax",
             "description": "absmax: of |x|. mllm: of the signed values, as mllm's tool takes them "
             "(a tensor whose negative side is larger gets too small a range).",
+        },
+        "clipping": {
+            "anyOf": [
+                {"enum": list(METHODS)},
+                {
+                    "type": "object",
+                    "additionalProperties": {"enum": list(METHODS)},
+                    "propertyNames": {"enum": list(KINDS)},
+                },
+            ],
+            "default": "absmax",
+            "description": "Where 8-bit inputs and outputs of the language model saturate, one "
+            f"method for all or by kind of linear ({', '.join(KINDS)}). absmax: nowhere. mse: "
+            "least squared error. kl: least relative entropy of histograms. relative: least error "
+            "in what the layer writes, relative to the residual stream. Takes a second pass.",
+        },
+        "target": {
+            "enum": ["mllm-v1-text", "mllm-v1-vl", None],
+            "default": None,
+            "description": "The runtime's profile, which says what has 8 bits, for `clipping`; by "
+            "default mllm-v1-vl for models with a vision tower, else mllm-v1-text.",
         },
         "points": {
             "enum": ["linears", "graph"],
@@ -80,12 +108,13 @@ def make(step: StepContext) -> None:
     from buildsys.models.scales import write_scales
 
     model, rotations, rescale = open_inputs(step)
+    tensors = rotated_tensors(model, rotations, rescale=rescale)
     samples = open_step_samples(step, model)
     graphs = _graphs(model, rotations, rescale) if step.options["points"] == "graph" else None
     with _states_folder(step) as folder:
         statistics = profile_layers(
             model,
-            rotated_tensors(model, rotations, rescale=rescale),
+            tensors,
             samples,
             folder,
             mode=step.options["statistics"],
@@ -101,7 +130,44 @@ def make(step: StepContext) -> None:
     if unseen:
         step.warn(f"{len(unseen)} linears saw no sample and have no scale, such as {unseen[0]}")
     ranges = None if graphs is None else graphs.ranges
-    write_scales(step.out, statistics, made_with(step, samples), ranges)
+    clipped = _clipped(step, model, tensors, samples, statistics)
+    target = target_of(step, model) if clipped else None
+    write_scales(step.out, statistics, made_with(step, samples, target), ranges, clipped)
+
+
+def _clipped(
+    step: StepContext,
+    model: Model,
+    tensors: TensorSource,
+    samples: list[Samples],
+    statistics: Mapping[str, LinearStatistics],
+) -> dict[str, Clipped]:
+    """Ranges below the maximum, where the recipe asks for them."""
+    from buildsys.models.clipped import clipped_ranges
+
+    given: Any = step.options["clipping"]
+    methods: dict[Any, Any] = dict.fromkeys(KINDS, given) if isinstance(given, str) else given
+    if set(methods.values()) <= {"absmax"}:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        found = clipped_ranges(
+            model,
+            tensors,
+            samples,
+            Path(folder),
+            statistics=statistics,
+            methods=methods,
+            target=target_of(step, model),
+            progress=step.progress,
+        )
+    step.note("clipped", len(found))
+    return found
+
+
+def target_of(step: StepContext, model: Model) -> str:
+    """The numeric profile of the language model."""
+    by_default = "mllm-v1-text" if model.config.vision is None else "mllm-v1-vl"
+    return str(step.options["target"] or by_default)
 
 
 def _graphs(
@@ -134,11 +200,15 @@ def open_step_samples(step: StepContext, model: Model) -> list[Samples]:
     ]
 
 
-def made_with(step: StepContext, samples: list[Samples]) -> dict[str, Any]:
-    """The "qbuild" section: what the scales must be used with, and what they were taken on."""
+def made_with(
+    step: StepContext, samples: list[Samples], target: str | None = None
+) -> dict[str, Any]:
+    """The "qbuild" section: what the scales must be used with, and what they were taken on.
+    target: the profile that ranges were clipped for, where they were."""
     return {
         "statistics": step.options["statistics"],
         "no_bias": step.options["no_bias"],
+        **({} if target is None else {"clipping": step.options["clipping"], "target": target}),
         "model": digest_of(step, "model"),
         "rotation": digest_of(step, "rotation"),
         "rescale": digest_of(step, "rescale"),

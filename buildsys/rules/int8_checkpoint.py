@@ -157,8 +157,8 @@ def make(step: StepContext) -> None:
 
     model, rotations, rescale = open_inputs(step)
     file = read_scales(step.one("scales").path)
-    _check_making(step, file)
     family = model.family
+    _check_making(step, file, target_of(step, family))
     quantized = [linear.name for linear in quantized_linears(family, vision=step.options["vision"])]
     _refuse_unknown_tower(family, quantized)
     scales = choose_scales(family, file, quantized, step.options["t01m_clip_threshold"])
@@ -227,7 +227,7 @@ def _refuse_unknown_tower(family: Family, quantized: Sequence[str]) -> None:
             )
 
 
-def _check_making(step: StepContext, file: Scales) -> None:
+def _check_making(step: StepContext, file: Scales, target: str) -> None:
     """Scales of qbuild's must have been taken with what this step is given."""
     if not file.made_with:
         step.warn("the scales do not say which rotation they were taken with: not checked")
@@ -239,6 +239,12 @@ def _check_making(step: StepContext, file: Scales) -> None:
                 f"the scales were taken with {name} {_short(its)}, this step has {_short(mine)}",
                 remedy="Take the scales anew with the same model, rotation and factors.",
             )
+    clipped_for = file.made_with.get("target", target)
+    if clipped_for != target:
+        raise StepError(
+            f"the scales were clipped for target {clipped_for}, this step has {target}",
+            remedy="Give both the same target.",
+        )
     if step.options["quant_bias"] and file.made_with.get("no_bias"):
         raise StepError(
             "quant_bias adds the bias before the output is quantized, and the scales were taken "

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from buildsys.errors import StepError
 from buildsys.rules.activation_scales import RULE
 from buildsys.rules.spec import Input
 from tests import tiny_models
@@ -118,3 +120,26 @@ def test_factors_made_with_another_rotation_are_refused_by_the_plan() -> None:
         "rescale",
         True,
     )
+
+
+def test_clipped_ranges_stand_beside_mllms_sections_and_become_the_checkpoints(
+    make: Any, qwen2_folder: Path, text: Input
+) -> None:
+    inputs = {"model": qwen2_folder, "samples": [text]}
+    plain = json.loads(make("activation-scales", "plain.json", inputs).out.read_text())
+    options = {"clipping": {"gate": "relative", "up": "relative", "o": "mse"}}
+    file = make("activation-scales", "scales.json", inputs, options).out
+    content = json.loads(file.read_text())
+    assert {key: content[key] for key in ("ori", "top_0_1", "all_stat")} == {
+        key: plain[key] for key in ("ori", "top_0_1", "all_stat")
+    }
+    assert content["qbuild"]["target"] == "mllm-v1-text"
+    assert "clipped" not in plain
+    inputs = {"model": qwen2_folder, "scales": file}
+    state = torch.load(make("int8-checkpoint", "int8.pth", inputs).out, weights_only=True)
+    for name, both in content["clipped"].items():
+        assert float(state[f"{name}.output_scale"]) == pytest.approx(both["output"])
+    down = "model.layers.0.mlp.down_proj"
+    assert float(state[f"{down}.input_scale"]) == pytest.approx(content["ori"][down]["input"])
+    with pytest.raises(StepError, match="clipped for target mllm-v1-text"):
+        make("int8-checkpoint", "vl.pth", inputs, {"target": "mllm-v1-vl"})
