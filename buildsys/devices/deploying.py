@@ -101,12 +101,26 @@ def scripted(
         folder.root,
         facts_of(survey).all,
     )
-    with tempfile.TemporaryDirectory(prefix="qbuild-run-") as here:
-        path = Path(here, "run.sh")
-        path.write_text(text)
+    with written_here(text) as path:
         digest = hashlib.sha256(text.encode()).hexdigest()
         facts = HostFile(digest, len(text.encode()), "", True, "")
         yield survey, [*files, PushFile(SCRIPT, str(path), 0o755, "", facts)]
+
+
+@contextlib.contextmanager
+def written_here(text: str) -> Iterator[Path]:
+    """A file that holds the text, while this lasts. Raises DeviceError where there is no room."""
+    with contextlib.ExitStack() as stack:
+        try:
+            here = stack.enter_context(tempfile.TemporaryDirectory(prefix="qbuild-run-"))
+            path = Path(here, "run.sh")
+            path.write_text(text)
+        except OSError as error:
+            raise DeviceError(
+                f"the run script cannot be written on this machine: {error.strerror}",
+                remedy="make room in the folder for temporary files, or give another: TMPDIR",
+            ) from error
+        yield path
 
 
 def put(

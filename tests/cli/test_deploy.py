@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from buildsys.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\
@@ -301,3 +304,16 @@ def command_line(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""  # it has ended meanwhile
+
+
+def test_disk_here_that_takes_no_run_script_is_an_error_that_says_so(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.deploy("recipes/app.yaml", "--device", "near")
+    monkeypatch.chdir(project.folder)
+    # What `tempfile` raises where every disk is full is of this kind, too.
+    monkeypatch.setattr(tempfile, "tempdir", str(project.folder / "no-such-folder"))
+    assert main(["deploy", "--device", "near", "--no-build"]) == 3
+    said = capsys.readouterr().err
+    assert "the run script cannot be written on this machine: No such file or directory" in said
+    assert "TMPDIR" in said

@@ -15,6 +15,13 @@ from buildsys.rules.spec import ANY_FILE, InputSpec, OutputSpec, Problem, Rule
 
 Load = Callable[..., Plan]
 Refuse = Callable[..., str]
+RUN = "{rule: run, options: {argv: [a]}}"
+
+
+def caret(line: str, column: int, message: str, remedy: str = "", number: int = 8) -> str:
+    """What explain() prints about one place of the recipe r.yaml."""
+    lines = [f"r.yaml:{number}:{column}: error: {message}", line, " " * (column - 1) + "^"]
+    return "\n".join([*lines, remedy] if remedy else lines)
 
 
 def odd_seed(step: Step, plan: Plan) -> Iterable[Problem]:
