@@ -25,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help=".safetensors, .pth, .bin, .mllm, .gguf, an index, a folder of these, or an ELF file",
+        help=".safetensors, .pth, .bin, .mllm, .gguf, an index, a folder of these, a QNN context, "
+        "or an ELF file",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"there is no {args.file}")
     from buildsys.formats.description import describe  # torch: only when something is inspected
 
-    description = describe(args.file)
+    description = describe(args.file, _qnn_library)
     if args.json:
         print(json.dumps(as_json(description), indent=1, ensure_ascii=False, default=str))
         return 0
@@ -44,6 +45,17 @@ def run(args: argparse.Namespace) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(table(description, width)))
     return 0
+
+
+def _qnn_library() -> str | None:
+    """libQnnSystem.so of the toolchain, where `qbuild toolchain install` or a variable has it."""
+    from buildsys.formats.qnn_binary import LIBRARY
+    from buildsys.share import shared_folder
+    from buildsys.toolchains.finding import find_toolchains
+
+    name = "onnxruntime-qnn"
+    found = find_toolchains([name], [shared_folder("toolchains")], os.environ).found
+    return os.path.join(found[name].fields["root"], LIBRARY) if name in found else None
 
 
 def as_json(description: Description) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,10 @@ from buildsys.formats.mllm_source import MllmSource
 from buildsys.formats.mllm_tokenizer import MAGIC as VOCABULARY_MAGIC
 from buildsys.formats.mllm_tokenizer import read_mllm_vocabulary
 from buildsys.formats.mxq_file import MXQ_MAGIC, read_mxq_summary
+from buildsys.formats.qnn_binary import MAGIC as QNN_MAGIC
+from buildsys.formats.qnn_binary import is_qnn_binary
+from buildsys.formats.qnn_description import rows
+from buildsys.formats.qnn_description import summary as qnn_summary
 from buildsys.formats.rotation_file import load_rotation, matrices_of
 from buildsys.formats.tensors import JoinedSource, TensorSource
 from buildsys.formats.torch_file import TorchFileSource, load_guarded
@@ -44,18 +48,24 @@ class Description:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        """(number of tensors, bytes) of each type, the largest first."""
+        """(number of tensors, bytes) of each type, the largest first. What follows the second
+        word of a type is one tensor's encoding."""
         sums: dict[str, tuple[int, int]] = {}
         for line in self.tensors:
-            count, nbytes = sums.get(line.type, (0, 0))
-            sums[line.type] = (count + 1, nbytes + line.nbytes)
+            kind = " ".join(line.type.split()[:2])
+            count, nbytes = sums.get(kind, (0, 0))
+            sums[kind] = (count + 1, nbytes + line.nbytes)
         return dict(sorted(sums.items(), key=lambda item: (-item[1][1], item[0])))
 
 
-def describe(path: str | PathLike[str]) -> Description:
-    """Describe a checkpoint, a rotation, a .mllm vocabulary, an .mxq, a .bmodel or an ELF file.
+def describe(
+    path: str | PathLike[str], qnn_library: Callable[[], str | None] = lambda: None
+) -> Description:
+    """Describe a checkpoint, a rotation, a .mllm vocabulary, an .mxq, a .bmodel, a QNN context or
+    an ELF file.
 
-    Raises FormatError for a file that is none of these, or is damaged.
+    qnn_library: finds a libQnnSystem.so; asked for a QNN context only. Raises FormatError for a
+    file that is none of these, or is damaged.
     """
     place = Path(path)
     start = _first_bytes(place)
@@ -63,6 +73,8 @@ def describe(path: str | PathLike[str]) -> Description:
         return Description(place, "ELF", metadata=asdict(read_elf_header(place)))
     if start == BMODEL_MAGIC:
         return Description(place, "bmodel", metadata=_bmodel_metadata(place))
+    if start == QNN_MAGIC[:4] and is_qnn_binary(place):
+        return _describe_context(place, qnn_library())
     if start == MXQ_MAGIC:
         return Description(place, "mxq", metadata=read_mxq_summary(place))
     if start == VOCABULARY_MAGIC.to_bytes(4, "little"):
@@ -73,6 +85,13 @@ def describe(path: str | PathLike[str]) -> Description:
     source = open_checkpoint(place)
     lines = tuple(_line(source, name) for name in source.names())
     return Description(place, _format_name(source), lines, _metadata(source))
+
+
+def _describe_context(place: Path, library: str | None) -> Description:
+    """Inputs and outputs with their encodings in the place of tensors."""
+    metadata, graphs = qnn_summary(place, library)
+    lines = tuple(TensorLine(*row) for row in rows(graphs))
+    return Description(place, "QNN context", lines, metadata)
 
 
 def _first_bytes(path: Path) -> bytes:
