@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from buildsys.engine.blueprint import RuleFacts
     from buildsys.engine.dask.derive import Derivation
     from buildsys.engine.dask.offer import Offer
-    from buildsys.engine.dask.parcel import Cargo, Parcel
+    from buildsys.engine.dask.parcel import Parcel
     from buildsys.plan.graph import Json
 
 LOG_PIECE = 1 << 12  # bytes of a log that travel at a time while a step runs
@@ -134,8 +134,13 @@ class Desk:
         for number, cargo in enumerate(parcel.cargoes):
             if same and cargo.is_here:
                 places[cargo.place] = cargo.place
-            elif cargo.key and exchange.take(cargo.key, at := f"{folder}/{number}") is not None:
-                places[cargo.place] = _named(cargo, at)
+                continue
+            # Under its own name, for some rules tell by it what it is.
+            place = f"{folder}/{number}/{os.path.basename(cargo.place)}"
+            into = place if cargo.folder else os.path.dirname(place)
+            os.makedirs(into)
+            if cargo.key and exchange.take(cargo.key, into) is not None:
+                places[cargo.place] = place
             else:
                 missing.append(cargo.place)
         if missing:
@@ -236,14 +241,6 @@ def _entries(outputs: list[Output], staging: str) -> Iterator[Entry]:
             found = os.lstat(staged)
             digest = digests[path].removesuffix(EXECUTABLE)
             yield Entry(path, digest, found.st_size, bool(found.st_mode & 0o100))
-
-
-def _named(cargo: Cargo, folder: str) -> str:
-    """An input under its own name, for some rules tell by it what it is."""
-    if not cargo.folder:
-        return f"{folder}/{cargo.files[0].path}"
-    os.makedirs(folder, exist_ok=True)
-    return folder
 
 
 def failed(step: str, error: str) -> Ended:

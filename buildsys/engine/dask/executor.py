@@ -92,7 +92,7 @@ class DaskExecutor:
         with open(order.log, "wb"):
             pass  # what comes of it is appended
         flight = Flight(order, "")
-        if self._has_place(flight):
+        if self._able(flight):
             self._send(flight)
             return
         self._flights[order.id] = flight
@@ -161,7 +161,7 @@ class DaskExecutor:
                 pure=False,
                 priority=order.priority,
                 resources=cut_to_fit(needs_of(order), self._cluster.offers),
-                workers=self._others(flight) or None,
+                workers=sorted(self._able(flight)) if flight.refusals else None,
             )
         except (OSError, QbuildError) as error:
             why = f"it could not be sent: {error}"
@@ -206,11 +206,6 @@ class DaskExecutor:
         cargo, action, places = packed(cargo, self._digest)
         self._exchange.give(cargo.key, action, places, own=False)
         return cargo
-
-    def _others(self, flight: Flight) -> list[str]:
-        """After a refusal: the workers that have not refused."""
-        refused = dict(flight.refusals)
-        return [name for name in self._cluster.offers if name not in refused] if refused else []
 
     # In
 
@@ -285,7 +280,7 @@ class DaskExecutor:
             answer.worker,
         )
         flight = flight._replace(refusals=(*flight.refusals, (address, answer.why)))
-        if self._others(flight) and flight.tries < TRIES:
+        if self._able(flight) and flight.tries < TRIES:
             self._send(flight)
             return []
         why = [f"{answer.worker} refuses it: {answer.why}"]
@@ -313,19 +308,19 @@ class DaskExecutor:
         events: list[Event] = []
         now = time.monotonic()
         for name, flight in list(self._flights.items()):
-            since = None if self._has_place(flight) else flight.alone_since or now
+            since = None if self._able(flight) else flight.alone_since or now
             if since is not None and now - since >= ALONE:
                 events += self._over(flight, failed(name, self._why_nobody(flight.order)))
             else:
                 self._flights[name] = flight._replace(alone_since=since)
         return events
 
-    def _has_place(self, flight: Flight) -> bool:
-        """Is there a worker that could run it, if nothing else ran there?"""
+    def _able(self, flight: Flight) -> set[str]:
+        """The workers that could run it, if nothing else ran there."""
         refused = dict(flight.refusals)
         offers = {name: each for name, each in self._cluster.offers.items() if name not in refused}
         needs = cut_to_fit(needs_of(flight.order), offers)
-        return any(not lacking(needs, offer) for offer in offers.values())
+        return {name for name, offer in offers.items() if not lacking(needs, offer)}
 
     def _why_nobody(self, order: Order) -> str:
         offers = self._cluster.offers

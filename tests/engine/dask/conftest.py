@@ -14,7 +14,7 @@ pytest.importorskip("distributed", reason="the extra [dask] is not installed")
 
 @pytest.fixture(scope="module")
 def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    with crew_in(tmp_path_factory.mktemp("crew"), allowed_failures=1) as made:
+    with crew_in(tmp_path_factory.mktemp("crew")) as made:
         yield made
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -69,55 +70,59 @@ class Running(NamedTuple):
 class Crew:
     """A scheduler, and workers that share a store."""
 
-    def __init__(self, root: Path, allowed_failures: int = 3) -> None:
+    def __init__(self, root: Path, **environment: str) -> None:
+        """environment: of all processes."""
         self.root = root
+        self._environment = environment
         self.store = root / "store"
         self._count = 0
         self._all: list[Running] = []
         file = root / "scheduler.json"
-        words = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+        words = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+        ]
         words += ["--no-dashboard", "--scheduler-file", str(file)]
-        name = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
-        self.scheduler = self._start(words, {name: str(allowed_failures)})
+        self.scheduler = self.start(words, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1")
         until(file.exists, "scheduler")
-        import json
-
         self.url = json.loads(file.read_text())["address"].replace("tcp:", "dask:")
 
     def worker(self, *words: str, cpus: int = 1, wait: bool = True, **environment: str) -> Running:
         """Start `qbuild worker`; wait until it works."""
-        arguments = ["-m", "buildsys", "worker", self.url, "--cpus", str(cpus), *words]
-        worker = self._start(arguments, environment)
+        command = [sys.executable, "-m", "buildsys", "worker", self.url, "--cpus", str(cpus)]
+        worker = self.start([*command, *words], **environment)
         if wait:
             until(lambda: "worker at" in worker.text or self._ended(worker), "worker")
         return worker
 
     def qbuild(self, folder: Path, *words: str, **environment: str) -> Running:
         """`qbuild all` in a process of its own, on this crew."""
-        arguments = ["-m", "buildsys", "all", "--executor", self.url, *words]
-        return self._start(arguments, environment, folder)
+        command = [sys.executable, "-m", "buildsys", "all", "--executor", self.url]
+        return self.start([*command, *words], folder, **environment)
 
     def close(self) -> None:
         for each in reversed(self._all):
             each.end()
 
-    def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "QBUILD_CACHE": str(self.store), "COLUMNS": "80", **more}
-
     def _ended(self, worker: Running) -> bool:
         assert worker.process.poll() is None, worker.text
         return False
 
-    def _start(
-        self, words: list[str], environment: Mapping[str, str], folder: Path | None = None
-    ) -> Running:
+    def start(self, command: list[str], folder: Path | None = None, **environment: str) -> Running:
+        """Any command, with the store of the crew."""
         self._count += 1
         said = self.root / f"said-{self._count}"
+        own = {"QBUILD_CACHE": str(self.store), "COLUMNS": "80", **self._environment}
         with said.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, *words],
+                command,
                 cwd=folder or self.root,
-                env=self.environment(**environment),
+                env={**os.environ, **own, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -129,8 +134,8 @@ class Crew:
 
 
 @contextmanager
-def crew_in(root: Path, allowed_failures: int = 3) -> Iterator[Crew]:
-    crew = Crew(root, allowed_failures)
+def crew_in(root: Path, **environment: str) -> Iterator[Crew]:
+    crew = Crew(root, **environment)
     try:
         yield crew
     finally:
