@@ -20,15 +20,18 @@ RECORDER = """\
 #!{python} -IS
 import json, os, re, sys
 argv = sys.argv[1:]
-with open({log!r}, "a") as log:
-    log.write(json.dumps({{"tool": sys.argv[0], "argv": argv, "folder": os.getcwd()}}) + "\\n")
+try:
+    with open({log!r}, "a") as log:
+        log.write(json.dumps({{"tool": sys.argv[0], "argv": argv}}) + "\\n")
+except PermissionError:
+    pass  # a confined step
 arch = re.search(r"hexagon-v(\\d+)", " ".join(argv))
 real = [word.replace("ARCH", arch[1] if arch else "") for word in {real!r}]
 kept = [word for word in argv if not re.match({dropped!r}, word)]
 os.execv(real[0], [*real, *kept])
 """
 # What only Qualcomm's and Google's compilers know, and what needs their C++ library.
-DROPPED = r"-m(v\d|hvx|hmx)|-stdlib=|-static-libstdc|--target=|--sysroot="
+DROPPED = r"-m(v\d|hvx|hmx|arch=)|-stdlib=|-static-libstdc|--target=|--sysroot="
 ALONE = ["-nostdlib", "-fno-exceptions", "-fno-rtti", "-fno-sanitize=all", "-Wno-unused"]
 PLACE = "toolchains/llvm/prebuilt/linux-x86_64"
 
