@@ -17,7 +17,15 @@ CARRIERS = ("llama_cpp_python", "pywhispercpp", "xllamacpp")
 REMEDY = "no package with libggml is installed; run: pip install pywhispercpp"
 
 # Code of the type in ggml.h, weights and bytes per block.
-_TYPES = {"Q4_0": (2, 32, 18), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144), "Q6_K": (14, 256, 210)}
+_TYPES = {
+    "Q4_0": (2, 32, 18),
+    "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+}
 
 
 def find_ggml() -> tuple[str, Quantizer] | None:

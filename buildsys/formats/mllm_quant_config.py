@@ -17,8 +17,8 @@ from pathlib import Path
 from buildsys.formats.config_file import ConfigFile, read_json
 from buildsys.formats.errors import FormatError
 
-GGUF_TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
-LATER_TYPES = ("Q2_K", "Q3_K", "Q8_K")
+GGUF_TYPES = ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
+LATER_TYPES = ("Q8_K",)
 HINTS = frozenset({"quant_method", "gguf_type", "replace", "rename", "shape"})
 KAI_HINTS = frozenset({"kai_matmul_triplet", "kai_matmul_layout", "kai_matmul_tile_cfg"})
 LATER = "comes with a later version"

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from buildsys.quant import legacy_blocks, q4_k, q6_k
+from buildsys.quant import legacy_blocks, q2_k, q3_k, q4_k, q5_k, q6_k
 from buildsys.quant.compiled import available
 from buildsys.quant.errors import QuantError
 from buildsys.quant.rounding import F32
@@ -50,8 +50,38 @@ BLOCKS: Mapping[str, BlockType] = MappingProxyType(
     {
         block.name: block
         for block in (
-            BlockType("Q4_0", 32, 18, legacy_blocks.quantize_q4_0, legacy_blocks.dequantize_q4_0),
-            BlockType("Q8_0", 32, 34, legacy_blocks.quantize_q8_0, legacy_blocks.dequantize_q8_0),
+            BlockType(
+                "Q4_0",
+                32,
+                18,
+                legacy_blocks.quantize_q4_0,
+                legacy_blocks.dequantize_q4_0,
+                "buildsys.quant.legacy_lanes:quantize_q4_0",
+            ),
+            BlockType(
+                "Q8_0",
+                32,
+                34,
+                legacy_blocks.quantize_q8_0,
+                legacy_blocks.dequantize_q8_0,
+                "buildsys.quant.legacy_lanes:quantize_q8_0",
+            ),
+            BlockType(
+                "Q2_K",
+                256,
+                q2_k.BLOCK_BYTES,
+                q2_k.quantize_q2_k,
+                q2_k.dequantize_q2_k,
+                "buildsys.quant.q2_k_lanes:quantize_q2_k",
+            ),
+            BlockType(
+                "Q3_K",
+                256,
+                q3_k.BLOCK_BYTES,
+                q3_k.quantize_q3_k,
+                q3_k.dequantize_q3_k,
+                "buildsys.quant.q3_k_lanes:quantize_q3_k",
+            ),
             BlockType(
                 "Q4_K",
                 256,
@@ -59,6 +89,14 @@ BLOCKS: Mapping[str, BlockType] = MappingProxyType(
                 q4_k.quantize_q4_k,
                 q4_k.dequantize_q4_k,
                 "buildsys.quant.q4_k_lanes:quantize_q4_k",
+            ),
+            BlockType(
+                "Q5_K",
+                256,
+                q5_k.BLOCK_BYTES,
+                q5_k.quantize_q5_k,
+                q5_k.dequantize_q5_k,
+                "buildsys.quant.q5_k_lanes:quantize_q5_k",
             ),
             BlockType(
                 "Q6_K",

@@ -14,7 +14,7 @@ Bytes = npt.NDArray[np.uint8]
 
 # The float32 before 0.5: trunc(v + copysign(it, v)) is C's roundf for every v, where 0.5 itself
 # would take 0.49999997 up to 1.
-_BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 
 
 def quantize_q4_0(x: F32) -> Bytes:
@@ -38,7 +38,7 @@ def quantize_q8_0(x: F32) -> Bytes:
     columns = np.ascontiguousarray(x.T)
     d: F32 = np.divide(np.abs(_peak(columns)), np.float32(127))
     scaled = columns * _inverse(d)
-    scaled += np.copysign(_BELOW_HALF, scaled)
+    scaled += np.copysign(BELOW_HALF, scaled)
     return _blocks(d, _levels(scaled))
 
 

@@ -1,4 +1,4 @@
-"""Rule `mllm-quantize`: a float checkpoint as a block-quantized .mllm (Q4_0, Q8_0, Q4_K, Q6_K).
+"""Rule `mllm-quantize`: a float checkpoint as a block-quantized .mllm of ggml's block types.
 
 Which tensor gets which type is mllm's own rule for a `type`, or a config's patterns; bytes are
 ggml's. From `model` and `rotation` the rotated tensors stream straight into the file, with no
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Plan, Step
     from buildsys.quant.tensor_types import Target
 
-MADE = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+MADE = ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
 # What mllm's tools take and qbuild does not make yet: refused by name.
-LATER = ("KAI_Q4_0", "Q4_0_4_4", "Q2_K", "Q3_K", "Q8_K")
+LATER = ("KAI_Q4_0", "Q4_0_4_4", "Q8_K")
 # One part of a tensor in float32: a quantizer needs several times as much beside it.
 PART_BYTES = 1 << 22
 FALLBACKS = ("Q8_0", "Q4_0", "F32")

@@ -212,7 +212,7 @@ Q_PROJ = r"model\.layers\.0\.self_attn\.q_proj\.weight"
         ({r".*(up|q)_proj\.weight": gguf("Q8_0", rename="x")}, "x: would be made twice"),
         ({Q_PROJ: gguf("Q4_K", replace=False)}, "rename"),
         ({Q_PROJ: {"hints": {"quant_method": "kai"}}}, "KleidiAI comes with a later version"),
-        ({Q_PROJ: gguf("Q3_K")}, "comes with a later version"),
+        ({Q_PROJ: gguf("Q8_K")}, "comes with a later version"),
         ({Q_PROJ: gguf("Q5_K")}, "is no type"),
         ({Q_PROJ: gguf("Q4_K", colour="red")}, "colour"),
         ({"(": gguf("Q4_K")}, "no regular expression"),
