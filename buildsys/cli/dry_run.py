@@ -65,10 +65,9 @@ def sums(found: Forecast) -> Iterator[str]:
     """Time, disk, and what is not known."""
     least = "at least " if found.unknown else "about "
     if len(found.unknown) < len(found.steps):
-        steps = counted(len(found.steps), "step")
         yield (
-            f"time: {least}{duration(found.wall)} with -j {found.jobs} for {steps} "
-            f"({duration(found.work)} of work, the longest chain {duration(found.chain)})"
+            f"time: {least}{duration(found.wall)} with -j {found.jobs} "
+            f"({duration(found.work)} of work, longest chain {duration(found.chain)})"
         )
         yield f"disk: {least}{size(found.written)} to write; {size(found.free)} are free"
     if found.guessed:
@@ -77,10 +76,6 @@ def sums(found: Forecast) -> Iterator[str]:
         yield f"never run here, so of unknown time and size: {listed(found.unknown)}"
     if found.written > found.free:
         yield "warning: the disk has no room for that"
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def as_json(found: Forecast, skips: list[str]) -> dict[str, Json]:

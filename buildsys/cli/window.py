@@ -22,20 +22,22 @@ def width_of(stream: TextIO = sys.stdout) -> int | None:
 
 
 def folded(line: str, width: int | None, indent: int = 2) -> str:
-    """The line, folded at spaces to `width` columns; what goes on is indented."""
+    """The line, folded at spaces to `width` columns; what goes on is indented, as far as its
+    longest word leaves room. A word that is longer than all that stays whole, to be copied."""
     if width is None or len(line) <= width:
         return line
     import textwrap  # not on the way of a build with nothing to do
 
     lead = len(line) - len(line.lstrip())
-    further = " " * min(lead + indent, width // 2)
+    longest = max(map(len, line[lead + indent :].split()), default=0)
+    further = " " * max(min(lead + indent, width - longest), min(lead + 2, indent))
     return "\n".join(
         textwrap.wrap(
             line,
             width,
             subsequent_indent=further,
             break_on_hyphens=False,
-            drop_whitespace=True,
+            break_long_words=False,
             replace_whitespace=False,
         )
     )
