@@ -78,6 +78,46 @@ def rounded_layers(
     progress(layers, layers, "layers")
 
 
+def rounded_by_name(
+    model: Model,
+    tensors: TensorSource,
+    samples: Sequence[Samples],
+    folder: Path,
+    *,
+    ranges: Mapping[str, StaticRanges],
+    target: str,
+    damping: float,
+    correct_bias: bool = False,
+    progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
+) -> Callable[[str], Rounded | None]:
+    """`rounded_layers` by linear: layers are made as their linears are asked for, in order.
+
+    None for what GPTQ does not round (the vision tower's).
+    """
+    layers = rounded_layers(
+        model,
+        tensors,
+        samples,
+        folder,
+        ranges=ranges,
+        target=target,
+        damping=damping,
+        correct_bias=correct_bias,
+        progress=progress,
+    )
+    made: dict[str, Rounded] = {}
+
+    def find(linear: str) -> Rounded | None:
+        if model.family.linears[linear].tower == "vision":
+            return None
+        if linear not in made:
+            made.clear()
+            made.update(next(layers))
+        return made[linear]
+
+    return find
+
+
 def _path(linear: Linear) -> str:
     """A linear's place within its layer: model.layers.3.mlp.up_proj -> mlp.up_proj."""
     return linear.name.split(".", 3)[3]

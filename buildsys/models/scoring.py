@@ -31,10 +31,12 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class WindowScore:
-    """One window of text: the sum of -log p (nats) over its predictions."""
+    """One window of text: the sum of -log p (nats) over its predictions, and the token that was
+    the likeliest at each."""
 
     nll: float
     predictions: int
+    likeliest: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,12 @@ def score_text(
     scores = []
     for window in windows:
         ids = window.input_ids[0]
-        parts = _head_parts(hidden_states(module, window)[:-1], ids[1:])
-        nll = sum(float(token_nll(_head(module, part), wanted).sum()) for part, wanted in parts)
-        scores.append(WindowScore(nll, len(ids) - 1))
+        nll, likeliest = 0.0, []
+        for part, wanted in _head_parts(hidden_states(module, window)[:-1], ids[1:]):
+            logits = _head(module, part)
+            nll += float(token_nll(logits, wanted).sum())
+            likeliest += logits.argmax(-1).tolist()
+        scores.append(WindowScore(nll, len(ids) - 1, tuple(likeliest)))
         progress(len(ids))
     return scores
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
@@ -20,6 +20,7 @@ from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
 if TYPE_CHECKING:
     from torch import nn
 
+    from buildsys.models.agreement import Agreement, Reference
     from buildsys.models.open import Model
     from buildsys.models.samples import Sample
     from buildsys.models.scoring import AnswerScore, WindowScore
@@ -102,6 +103,7 @@ class Scores:
 
     windows: tuple[WindowScore, ...]
     answers: tuple[AnswerScore, ...]
+    agreement: Agreement | None = None
 
 
 def make(step: StepContext) -> None:
@@ -117,11 +119,20 @@ def make(step: StepContext) -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     baseline: Scores | None = None
+    reference: Reference | None = None
     for name, path in {BASELINE: None, **paths}.items():
         variant = None if path is None else open_variant(path, model.family)
-        scores = _score(_module(step, model, variant, name, profile), texts, questions, progress)
+        module = _module(step, model, variant, name, profile)
+        scores = _score(module, texts, questions, progress)
+        if texts and reference is None:
+            reference = _reference(module, texts)
+        elif reference is not None:
+            scores = replace(scores, agreement=reference.compare(module))
+        del module
         baseline = scores if baseline is None else baseline
         rows[name] = figures(scores, baseline)
+        if scores.agreement is not None:
+            rows[name] |= agreement_figures(scores.agreement)
         if variant is not None:
             rows[name] |= {
                 "bits_per_weight": variant.bits_per_weight(),
@@ -134,7 +145,8 @@ def make(step: StepContext) -> None:
 
 def figures(scores: Scores, baseline: Scores) -> dict[str, float]:
     """The figures of one variant beside the baseline's, all for smaller-is-better gates but
-    `exact_match`, `answer_logprob` and `margin`; differences are paired, with standard errors."""
+    `exact_match`, `answer_logprob`, `margin` and `top1_agreement`; differences are
+    paired, with standard errors."""
     from buildsys.quant.metrics import perplexity, perplexity_difference
 
     row: dict[str, float] = {}
@@ -144,6 +156,14 @@ def figures(scores: Scores, baseline: Scores) -> dict[str, float]:
         row["ppl"] = perplexity(sums, counts).value
         row["ppl_increase"] = change.relative
         row["ppl_increase_error"] = change.relative_error
+        row["top1_agreement"] = _mean(
+            [
+                float(a == b)
+                for was, now in zip(baseline.windows, scores.windows, strict=True)
+                for a, b in zip(was.likeliest, now.likeliest, strict=True)
+            ]
+            or [1.0]
+        )
     if scores.answers:
         drops = [
             float(was.exact) - float(now.exact)
@@ -155,6 +175,18 @@ def figures(scores: Scores, baseline: Scores) -> dict[str, float]:
         row["answer_logprob"] = _mean([answer.logprob for answer in scores.answers])
         row["margin"] = _mean([answer.margin for answer in scores.answers])
     return row
+
+
+def agreement_figures(agreement: Agreement) -> dict[str, Any]:
+    """KL to fp32, the SQNR (dB) behind every layer, and the layers that add most error."""
+    return {
+        "kl": agreement.kl,
+        "layer_sqnr": [layer.sqnr for layer in agreement.layers],
+        "worst_layers": [
+            {"layer": layer.layer, "sqnr": layer.sqnr, "added": layer.added}
+            for layer in agreement.worst()
+        ],
+    }
 
 
 def rounded(value: Any) -> Any:
@@ -227,6 +259,12 @@ def _module(
     return module
 
 
+def _reference(module: nn.Module, texts: list[Any]) -> Reference:
+    from buildsys.models.agreement import Reference
+
+    return Reference(module, list(texts[0]))
+
+
 def _score(
     module: nn.Module, texts: list[Any], questions: list[Any], progress: _Progress
 ) -> Scores:
@@ -278,6 +316,10 @@ def _protocol(
             for given, part in zip(step.inputs.get("images", ()), questions, strict=True)
         ],
         "ppl": "windows do not overlap, no BOS, no prediction across a border",
+        "top1_agreement": "share of predictions whose likeliest token is fp32's",
+        "kl": "KL(fp32 || variant), nats, mean over 128 positions of the first windows of text",
+        "layer_sqnr": "of the state behind each layer, dB: mean over the first 512 tokens of text "
+        "of |error|^2 / |state|^2; `added`: how much of that ratio the layer adds",
         "exact_match": "greedy decoding gives the reference answer and its end of turn",
         "answer_logprob": "mean over questions of log p(answer), nats",
         "margin": "mean over questions of the smallest lead in logits of a reference token",

