@@ -9,7 +9,6 @@ Source: mllm v2, tools/mllm-quantizer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,6 +18,18 @@ from buildsys.formats.errors import FormatError
 
 GGUF_TYPES = ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
 LATER_TYPES = ("Q8_K",)
+# A type that stands for a packing: this, and the name of KleidiAI's kernel.
+KAI = "KAI "
+KAI_TRIPLET, KAI_LAYOUT = "f32_qai8dxp_qsi4c32p", "mxk_nxk"
+# The kernels that take that, by mllm's names; the first is the default.
+KAI_TILES = (
+    "qai8dxp1x8_qsi4c32p4x8_1x4x32",
+    "qai8dxp1x8_qsi4c32p8x8_1x8x32",
+    "qai8dxp4x8_qsi4c32p4x8_8x4x32",
+    "qai8dxp4x8_qsi4c32p4x8_16x4x32",
+    "qai8dxp4x8_qsi4c32p8x8_4x8x32",
+    "qai8dxp1x4_qsi4c32p4x4_1x4",
+)
 HINTS = frozenset({"quant_method", "gguf_type", "replace", "rename", "shape"})
 KAI_HINTS = frozenset({"kai_matmul_triplet", "kai_matmul_layout", "kai_matmul_tile_cfg"})
 LATER = "comes with a later version"
@@ -27,7 +38,8 @@ KEPT = ("Default", "FP32", "F32")  # implTypes that leave a layer in float
 
 @dataclass(frozen=True)
 class QuantEntry:
-    """Tensors whose whole name matches `pattern` are quantized as `type`; see mllm's hints."""
+    """Tensors whose whole name matches `pattern` are quantized as `type` (of ggml's, or "KAI "
+    and the kernel that they are packed for); see mllm's hints."""
 
     pattern: str
     type: str
@@ -39,8 +51,8 @@ class QuantEntry:
 def read_quant_config(path: str | PathLike[str]) -> list[QuantEntry]:
     """The entries of a config of either form, sorted by pattern.
 
-    Raises FormatError, naming the entry, for what the form does not have, for KleidiAI types
-    (made by a later version) and for regular expressions that do not compile.
+    Raises FormatError, naming the entry, for what the form does not have, for types
+    that a later version makes and for regular expressions that do not compile.
     """
     file = Path(path)
     content = read_json(file)
@@ -68,19 +80,30 @@ def _entry(config: ConfigFile, pattern: str) -> QuantEntry:
     rename = hints.text("rename") if hints.has("rename") else None
     if not replace and rename is None:
         raise hints.wrong("rename", "is needed where `replace` is false: the original stays")
-    return QuantEntry(pattern, _gguf_type(hints, "gguf_type"), replace, rename, _shape(hints))
+    kai = hints.text("quant_method") == "kai"
+    kind = _kai_type(hints) if kai else _gguf_type(hints, "gguf_type")
+    return QuantEntry(pattern, kind, replace, rename, _shape(hints))
 
 
 def _check_hints(hints: ConfigFile) -> None:
     method = hints.text("quant_method")
-    if method == "kai":
-        remedy = f"Types made here: {', '.join(GGUF_TYPES)} (quant_method gguf)."
-        raise hints.wrong("quant_method", f"is 'kai': KleidiAI {LATER}", remedy)
-    if method != "gguf":
-        raise hints.wrong("quant_method", f"is {method!r}, not 'gguf'")
+    if method not in ("gguf", "kai"):
+        raise hints.wrong("quant_method", f"is {method!r}, neither 'gguf' nor 'kai'")
     unknown = sorted(set(hints.fields) - HINTS - KAI_HINTS)
     if unknown:
         raise hints.wrong(unknown[0], "is no hint", f"Hints: {', '.join(sorted(HINTS))}.")
+
+
+def _kai_type(hints: ConfigFile) -> str:
+    """What mllm's own tool passes over with a warning (another triplet or layout) is an error."""
+    known = {"kai_matmul_triplet": KAI_TRIPLET, "kai_matmul_layout": KAI_LAYOUT}
+    for field, only in known.items():
+        if hints.has(field) and hints.text(field) != only:
+            raise hints.wrong(field, f"is {hints.text(field)!r}; {only} can be made")
+    tile = hints.text("kai_matmul_tile_cfg", KAI_TILES[0])
+    if tile not in KAI_TILES:
+        raise hints.wrong("kai_matmul_tile_cfg", f"is {tile!r}", f"Known: {', '.join(KAI_TILES)}.")
+    return KAI + tile
 
 
 def _shape(hints: ConfigFile) -> tuple[int, ...] | None:
@@ -124,18 +147,3 @@ def _translated(layer: str, type_name: str) -> QuantEntry:
     """A layer's name is not an expression: its weight and nothing else."""
     name = layer if layer.endswith(".weight") else f"{layer}.weight"
     return QuantEntry(re.escape(name), type_name, True, None, None)
-
-
-def as_v2(entries: list[QuantEntry]) -> Mapping[str, object]:
-    """The entries in v2's form, as JSON values."""
-    found: dict[str, object] = {}
-    for entry in entries:
-        hints: dict[str, object] = {"quant_method": "gguf", "gguf_type": entry.type}
-        if not entry.replace:
-            hints["replace"] = False
-        if entry.rename is not None:
-            hints["rename"] = entry.rename
-        if entry.shape is not None:
-            hints["shape"] = list(entry.shape)
-        found[entry.pattern] = {"hints": hints}
-    return found

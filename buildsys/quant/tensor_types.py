@@ -15,10 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from buildsys.quant import kleidiai
 from buildsys.quant.errors import QuantError
 from buildsys.quant.ggml_blocks import BLOCKS
 
 PLAIN = "F32"
+# A packing for a matmul kernel of KleidiAI: this, and the kernel's name.
+PACKED = "KAI "
 EMBEDDINGS = ("embed_tokens", "word_embeddings")
 KEPT_PLAIN = (
     "norm", "rope", "bias", "rotary_emb", "_GN", "class_embedding", "embeddings", "logit_scale",
@@ -165,4 +168,6 @@ def divides(type_name: str, width: int) -> bool:
 
 
 def _block(type_name: str) -> int:
+    if type_name.startswith(PACKED):
+        return kleidiai.BLOCK
     return 1 if type_name == PLAIN else BLOCKS[type_name].weights

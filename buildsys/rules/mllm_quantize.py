@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Plan, Step
     from buildsys.quant.tensor_types import Target
 
+# Of a config alone: a packing for a kernel of KleidiAI.
+PACKED = "KAI "
 MADE = ("Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K")
 # What mllm's tools take and qbuild does not make yet: refused by name.
 LATER = ("KAI_Q4_0", "Q4_0_4_4", "Q8_K")
@@ -100,6 +102,7 @@ def make(step: StepContext) -> None:
     _check_floats(source)
     targets = _targets(step, source)
     _tell_fallbacks(step, targets)
+    _check_version(step, targets)
     entries = [_entry(source, target) for target in targets]
     with _writer(step, entries) as writer:
         for done, target in enumerate(targets):
@@ -171,10 +174,20 @@ def _tell_fallbacks(step: StepContext, targets: list[Target]) -> None:
     step.note("fallback", {target.name: target.type for target in used})
 
 
+def _check_version(step: StepContext, targets: list[Target]) -> None:
+    packed = [target.name for target in targets if target.type.startswith(PACKED)]
+    if packed and step.options["version"] == 1:
+        raise StepError(
+            f"{packed[0]}: version 1 of .mllm has no type for KleidiAI's packed weights",
+            remedy="Set version: 2.",
+        )
+
+
 def _entry(source: TensorSource, target: Target) -> MllmEntry:
     import math
 
     from buildsys.formats.mllm_types import MllmType, block_entry, plain_entry
+    from buildsys.quant.kleidiai import TILES, packed_size
 
     stored = source.shape(target.source)
     shape = target.shape or stored
@@ -185,6 +198,10 @@ def _entry(source: TensorSource, target: Target) -> MllmEntry:
         )
     if target.type == "F32":
         return plain_entry(target.name, MllmType.F32, shape)
+    if target.type.startswith(PACKED):
+        rows, width = shape
+        size = packed_size(rows, width, TILES[target.type.removeprefix(PACKED)])
+        return plain_entry(target.name, MllmType.BYTE, (size,))
     return block_entry(target.name, MllmType[target.type], shape)
 
 
@@ -203,6 +220,9 @@ def _write(source: TensorSource, target: Target, writer: HeaderAndPayloads) -> N
 
     from buildsys.quant.mllm_blocks import quantize
 
+    if target.type.startswith(PACKED):
+        _write_packed(source, target, writer)
+        return
     for values in _rows(source, target):
         if target.type == "F32":
             writer.write_part(target.name, values)
@@ -212,8 +232,26 @@ def _write(source: TensorSource, target: Target, writer: HeaderAndPayloads) -> N
     source.release(target.source)
 
 
-def _rows(source: TensorSource, target: Target) -> Iterator[Tensor]:
-    """The tensor as float32, in runs of rows [n, width]; finite or an error that names it."""
+def _write_packed(source: TensorSource, target: Target, writer: HeaderAndPayloads) -> None:
+    """As `_write`, for KleidiAI: whole panels, with the linear's bias, which stays a tensor too."""
+    import torch
+
+    from buildsys.quant.kleidiai import TILES, pack
+
+    tile = TILES[target.type.removeprefix(PACKED)]
+    name = f"{target.source.removesuffix('.weight')}.bias"
+    bias = source.read(name).to(torch.float32).numpy() if name in source.names() else None
+    start = 0
+    for values in _rows(source, target, tile.nr):
+        part = None if bias is None else bias[start : start + len(values)]
+        writer.write_part(target.name, torch.from_numpy(pack(values.numpy(), part, tile)))
+        start += len(values)
+    source.release(target.source)
+
+
+def _rows(source: TensorSource, target: Target, panel: int = 1) -> Iterator[Tensor]:
+    """The tensor as float32, in runs of rows [n, width], n a multiple of `panel` but for the
+    last; finite or an error that names it."""
     import torch
 
     from buildsys.formats.checkpoint import check_finite
@@ -223,10 +261,11 @@ def _rows(source: TensorSource, target: Target) -> Iterator[Tensor]:
     width = target.shape[-1] if target.shape else 1
     # Where the file stores no shape, a row is a run of numbers.
     unit = width if len(stored) < len(target.shape or stored) else 1
-    rows = (stored[0] // unit, unit, *stored[1:]) if stored else (1,)
+    unit *= panel
+    rows = (-(-stored[0] // unit), unit, *stored[1:]) if stored else (1,)
     for start, stop in row_parts(rows, torch.float32.itemsize, PART_BYTES):
         if stored:
-            part = source.rows(target.source, start * unit, stop * unit)
+            part = source.rows(target.source, start * unit, min(stop * unit, stored[0]))
         else:
             part = source.read(target.source)
         values = part.to(torch.float32).reshape(-1, width)

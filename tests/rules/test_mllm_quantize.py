@@ -16,6 +16,7 @@ from buildsys.errors import Location, StepError
 from buildsys.formats.checkpoint import open_checkpoint
 from buildsys.formats.errors import FormatError
 from buildsys.plan.graph import Plan, Ref, Step
+from buildsys.quant import kleidiai
 from buildsys.quant.errors import QuantError
 from buildsys.quant.mllm_blocks import quantize
 from buildsys.rules.mllm_quantize import check
@@ -199,6 +200,31 @@ def test_shapes_may_come_from_the_config(make: Callable[..., Any], tmp_path: Pat
         configured(make, Path(moved), {r"a\.weight": gguf("Q8_0", shape=[7, 64])})
 
 
+def kai(**hints: Any) -> dict[str, Any]:
+    return {"hints": {"quant_method": "kai", **hints}}
+
+
+def test_weights_packed_for_kleidiai_are_blobs_of_version_2(
+    make: Callable[..., Any], tmp_path: Path
+):
+    """Also in parts of a few panels, with the bias in the blob and beside it."""
+    W = torch.randn(1500, 96, generator=torch.Generator().manual_seed(0))
+    weights = {"a.weight": W, "a.bias": torch.randn(1500), "norm.weight": torch.ones(96)}
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    tile = "qai8dxp1x8_qsi4c32p8x8_1x8x32"
+    config = {r"a\.weight": kai(kai_matmul_tile_cfg=tile)}
+    with pytest.raises(StepError, match="Set version: 2"):
+        configured(make, folder, config)
+    made = configured(make, folder, config, version=2)
+    found = open_checkpoint(made.out)
+    expected = kleidiai.pack(W.numpy(), weights["a.bias"].numpy(), kleidiai.TILES[tile])
+    assert found.stored_type("a.weight") == "BYTE"
+    assert found.read("a.weight").numpy().tobytes() == expected.tobytes()
+    assert torch.equal(found.read("a.bias"), weights["a.bias"])
+
+
 Q_PROJ = r"model\.layers\.0\.self_attn\.q_proj\.weight"
 
 
@@ -211,7 +237,9 @@ Q_PROJ = r"model\.layers\.0\.self_attn\.q_proj\.weight"
         ({r".*\.bias": gguf("Q8_0")}, "biases only"),
         ({r".*(up|q)_proj\.weight": gguf("Q8_0", rename="x")}, "x: would be made twice"),
         ({Q_PROJ: gguf("Q4_K", replace=False)}, "rename"),
-        ({Q_PROJ: {"hints": {"quant_method": "kai"}}}, "KleidiAI comes with a later version"),
+        ({Q_PROJ: kai(kai_matmul_layout="mxk_kxn")}, "mxk_nxk can be made"),
+        ({Q_PROJ: kai(kai_matmul_tile_cfg="1x2")}, "Known: qai8dxp1x8"),
+        ({Q_PROJ: {"hints": {"quant_method": "awq"}}}, "neither 'gguf' nor 'kai'"),
         ({Q_PROJ: gguf("Q8_K")}, "comes with a later version"),
         ({Q_PROJ: gguf("Q5_K")}, "is no type"),
         ({Q_PROJ: gguf("Q4_K", colour="red")}, "colour"),
