@@ -65,6 +65,20 @@ def install(args: argparse.Namespace) -> int:
     return 0
 
 
+def trust(args: argparse.Namespace) -> int:
+    """Agree to the script that a project's own toolchain file names."""
+    from buildsys.toolchains.definitions import folders_for
+    from buildsys.toolchains.entering import definition_file
+    from buildsys.toolchains.entering import trust as trust_definition
+
+    findings_of([args.name])
+    path = definition_file(args.name, folders_for(os.path.join("recipes", "recipe.yaml")))
+    assert path is not None  # it is known
+    place = trust_definition(path, os.environ)
+    print(f"{path} is trusted as it is now ({place})")
+    return 0
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -73,4 +87,5 @@ WHATS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "list": ("which toolchains there are, and which are here", show_list),
     "show": ("all that is known of one", show),
     "install": ("install one from public registries, below the cache", install),
+    "trust": ("let a project's own toolchain file run the script that it names", trust),
 }

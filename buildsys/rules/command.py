@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from buildsys.errors import StepError
 from buildsys.rules.spec import Command, Problem, Rule, StepContext
+from buildsys.toolchains.entering import inside, variables
 
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan, Step
@@ -70,13 +71,14 @@ def command(step: StepContext) -> Command:
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(_staging(step)),
+        **variables(step.toolchain),
         **step.environment,
         **declared,
     }
     for text in (*argv, *environment.values()):
         if "\0" in text:
             raise StepError(f"{step.name}: no argument of a program can hold a NUL character")
-    return Command(argv, environment)
+    return Command(inside(step.toolchain, argv), environment)
 
 
 def _expand(template: str, step: StepContext) -> tuple[str, ...]:

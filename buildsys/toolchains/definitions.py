@@ -14,13 +14,14 @@ from buildsys.share import shared_folder
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
-KEYS = frozenset({"doc", "unlocks", "get", "page", "versions", "find", "install"})
+KEYS = frozenset({"doc", "unlocks", "get", "page", "versions", "find", "install", "enter"})
 KINDS = {
     "python": frozenset({"python", "interpreter", "installed", "with", "versions"}),
     "variable": frozenset({"variable", "file", "version", "names", "versions"}),
     "installed": frozenset({"installed", "file", "version", "names", "versions"}),
     "program": frozenset({"program", "versions"}),
 }
+ENTER = frozenset({"source", "pass", "environment"})
 INSTALL = frozenset({"requirements", "python", "imports", "installer", "options"})
 
 
@@ -86,7 +87,17 @@ def parse(path: str) -> Json:
         _refuse_unknown(path, place, KINDS[kind])
     if "install" in content:
         _check_install(path, content["install"])
+    if "enter" in content:
+        _check_enter(path, content["enter"])
     return content
+
+
+def _check_enter(path: str, enter: Json) -> None:
+    if not isinstance(enter, dict) or ("source" in enter) != ("pass" in enter):
+        raise RecipeError(
+            f"{path}: `enter` has `environment`, or `source` and `pass`, the variables that it sets"
+        )
+    _refuse_unknown(path, enter, ENTER)
 
 
 def _check_install(path: str, install: Json) -> None:

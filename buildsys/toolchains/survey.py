@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.toolchains.definitions import definition, known_names
+from buildsys.toolchains.entering import why_untrusted
 from buildsys.toolchains.finding import Found, find
 
 if TYPE_CHECKING:
@@ -36,15 +37,19 @@ def survey(
     for name in names or known_names(folders):
         described = definition(name, folders)
         if described is not None:
-            findings.append(look(name, described, environment))
+            findings.append(look(name, described, folders, environment))
     return findings
 
 
-def look(name: str, described: Json, environment: Mapping[str, str]) -> Finding:
+def look(
+    name: str, described: Json, folders: Sequence[str], environment: Mapping[str, str]
+) -> Finding:
     """What is known of one toolchain."""
     # Without "get", the reason alone: what mends it is a field of its own.
     bare = {key: value for key, value in described.items() if key != "get"}
     outcome = find(bare, environment, name)
+    if isinstance(outcome, Found) and "enter" in described:
+        outcome = why_untrusted(name, described, folders, environment) or outcome
     fields = outcome.fields if isinstance(outcome, Found) else {}
     tool = fields.get("distribution") or fields.get("program", "").rpartition("/")[2]
     version = " ".join(filter(None, (tool, fields.get("version", ""))))

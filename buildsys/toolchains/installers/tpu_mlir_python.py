@@ -51,6 +51,9 @@ def _candidates(environment: Mapping[str, str]) -> Iterator[str]:
         path = os.path.join(folder, "python3.10")
         if folder and os.access(path, os.X_OK):
             yield path
+        if os.path.basename(folder) == "shims":  # pyenv's: what they stand for is beside them
+            beside = os.path.join(os.path.dirname(folder), "versions/3.10*/bin/python3.10")
+            yield from sorted(glob(beside), reverse=True)
     for variable, usual, pattern in FOLDERS:
         root = environment.get(variable) or os.path.expanduser(usual)
         yield from sorted(glob(os.path.join(root, pattern)), reverse=True)

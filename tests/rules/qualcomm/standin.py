@@ -97,6 +97,7 @@ def compiler() -> str:
 
 def _qnn(sdks: Sdks, version: str, zig: str) -> None:
     _write(sdks.qnn / "sdk.yaml", f"name: stand-in\nversion: {version}\n")
+    _write(sdks.qnn / "bin" / "envsetup.sh", 'export PYTHONPATH="$QNN_SDK_ROOT/lib/python"\n')
     headers = sdks.qnn / "include" / "QNN"
     _write(headers / "QnnInterface.h", "#pragma once\n#ifndef QNN_API\n#error no QNN_API\n#endif\n")
     _write(headers / "HTP/core/constraints.h", "#pragma once\nfloat get_interface_scale(int);\n")
