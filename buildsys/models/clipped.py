@@ -8,7 +8,7 @@ residual stream behind the site, and by the weights that read what is clipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ from buildsys.quant.clipping import (
     gate_up_ranges,
     kl_range,
     mse_range,
+    repaired,
+    repaired_range,
     weighted_range,
 )
 from buildsys.quant.profiles import fake_quantize, profile
@@ -37,12 +39,28 @@ if TYPE_CHECKING:
     from buildsys.models.samples import Samples
 
 
+# The share of values that may saturate in a shadow layer, each of which the CPU repairs.
+SATURATED = 0.005
+
+
 @dataclass(frozen=True)
-class Clipped:
-    """The ranges of one linear, none above its maximum."""
+class Shadow:
+    """The ranges of a down_proj whose saturated values are repaired on the CPU. gain: by how much
+    the layer's error, relative to the residual stream, is less than with the other ranges."""
 
     input: float
     output: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The ranges of one linear, none above its maximum. shadow: those of a down_proj in a shadow
+    layer."""
+
+    input: float
+    output: float
+    shadow: Shadow | None = None
 
 
 def clipped_ranges(
@@ -89,8 +107,24 @@ class _Search:
         for kind, linear in self._sites.linears.items():
             method = self._methods.get(kind, "absmax")
             if method != "absmax" and self._profile.width(linear.name) == 8:
-                found[linear.name] = Clipped(self._input(kind, method), self._output(kind, method))
+                both = Clipped(self._input(kind, method), self._output(kind, method))
+                found[linear.name] = both
+                if kind == "down":
+                    found[linear.name] = replace(both, shadow=self._shadow(both))
         return found
+
+    def _shadow(self, clipped: Clipped) -> Shadow:
+        """Ranges of down_proj in a shadow layer, and what the shadow is worth."""
+        sites, by = self._sites, self._sites.by_mlp
+        x, y = sites.input("down"), sites.output("down")
+        ones, columns = torch.ones(y.shape[1]), sites.columns("down")
+        before = repaired_range(x, 8, self._peak("down", 0), by, columns, SATURATED)
+        behind = repaired_range(y, 8, self._peak("down", 1), by, ones, SATURATED)
+        lost = by @ ((fake_quantize(x, clipped.input, 8) - x).square() @ columns)
+        lost = lost + by @ ((fake_quantize(y, clipped.output, 8) - y).square() @ ones)
+        left = by @ ((repaired(x, before, 8) - x).square() @ columns)
+        left = left + by @ ((repaired(y, behind, 8) - y).square() @ ones)
+        return Shadow(before, behind, float(lost - left) / len(by))
 
     def _peak(self, kind: Kind, side: int) -> float:
         return self._peaks[self._sites.linears[kind].name][side]

@@ -118,6 +118,29 @@ def choose_scales(
     return chosen if threshold is not None else _grouped(family, chosen)
 
 
+def shadowed(
+    scales: Mapping[str, LinearScales], file: Scales, layers: int
+) -> dict[str, LinearScales]:
+    """The scales with the `layers` down_projs as shadow layers that are worth most.
+
+    Both sides are left unclipped, at the ranges that serve the bulk of the values. Raises
+    ModelError where the scales file has no shadow ranges.
+    """
+    if not file.shadows:
+        raise ModelError(
+            "no linear has shadow ranges in the scales file",
+            remedy="Take the scales with clipping for kind down, and a target where it has 8 bits.",
+        )
+    best = sorted(file.shadows, key=lambda name: -file.shadows[name].gain)[:layers]
+    chosen = dict(scales)
+    for name in best:
+        ranges = file.shadows[name]
+        chosen[name] = LinearScales(
+            ActivationScale(ranges.input, clip=False), ActivationScale(ranges.output, clip=False)
+        )
+    return chosen
+
+
 def int8_entries(
     tensors: TensorSource, names: Sequence[str], layout: Int8Layout
 ) -> list[TensorEntry]:

@@ -3,7 +3,8 @@
 mllm's keys: "ori" (maximum) and "top_0_1" (order statistic at 0.999 n), each linear -> {"input",
 "output"}; "all_stat", linear -> {"input", "output"} -> {"mean", "std"}. mllm's tools look at no
 other key, so "qbuild", "ranges" (tensor of the graphs -> [min, max]) and "clipped" (linear ->
-{"input", "output"}: ranges below the maximum, where they were asked for) can stand beside them.
+{"input", "output"}: ranges below the maximum, where they were asked for; of a down_proj also
+"shadow" with "input", "output" and "gain") can stand beside them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,24 @@ class Side:
 
 
 @dataclass(frozen=True)
+class ShadowRanges:
+    """Ranges of a down_proj in a shadow layer; gain: what the shadow is worth."""
+
+    input: float
+    output: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class Scales:
     """Linear -> (input, output), in the file's order. made_with: its "qbuild" section, empty
-    for a file of mllm's own. ranges: tensor of a graph -> (min, max), where they were taken."""
+    for a file of mllm's own. ranges: tensor of a graph -> (min, max), where they were taken.
+    shadows: down_proj -> its ranges in a shadow layer, where they were chosen."""
 
     sides: Mapping[str, tuple[Side, Side]]
     made_with: Mapping[str, Any] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    shadows: Mapping[str, ShadowRanges] = field(default_factory=dict)
 
 
 def write_scales(
@@ -73,7 +85,8 @@ def write_scales(
         content["ranges"] = {name: list(ends) for name, ends in ranges.items()}
     if clipped:
         content["clipped"] = {
-            name: {"input": both.input, "output": both.output} for name, both in clipped.items()
+            name: {key: value for key, value in asdict(both).items() if value is not None}
+            for name, both in clipped.items()
         }
     content["qbuild"] = dict(made_with)
     text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
@@ -92,7 +105,20 @@ def read_scales(path: str | PathLike[str]) -> Scales:
     }
     made_with = content.get("qbuild")
     ranges = {name: _ends(name, ends, path) for name, ends in content.get("ranges", {}).items()}
-    return Scales(sides, made_with if isinstance(made_with, dict) else {}, ranges)
+    shadows = {
+        name: _shadow(name, both["shadow"], path)
+        for name, both in content.get("clipped", {}).items()
+        if "shadow" in both
+    }
+    return Scales(sides, made_with if isinstance(made_with, dict) else {}, ranges, shadows)
+
+
+def _shadow(name: str, content: Any, path: str | PathLike[str]) -> ShadowRanges:
+    values = [content.get(key) for key in ("input", "output", "gain")]
+    if not (all(map(_is_finite, values)) and values[0] > 0 and values[1] > 0):
+        message = f"its shadow ranges are {content!r}, not positive numbers"
+        raise ModelError(message, file=path, tensor=name, remedy=REMEDY)
+    return ShadowRanges(*map(float, values))
 
 
 def _ends(name: str, ends: Any, path: str | PathLike[str]) -> tuple[float, float]:

@@ -105,6 +105,13 @@ RULE = Rule(
             "default": None,
             "description": "mllm's threshold; implies clip: threshold.",
         },
+        "shadow": {
+            "type": "integer",
+            "minimum": 0,
+            "default": 0,
+            "description": "At most so many layers get a shadow on the CPU that repairs their "
+            "down_proj: those that it is worth most for, as the scales file's clipping measured.",
+        },
         "rounding": {
             "enum": ["nearest", "gptq"],
             "default": "nearest",
@@ -151,7 +158,13 @@ RULE = Rule(
 def make(step: StepContext) -> None:
     """Quantize. Raises ModelError naming a linear without a scale, StepError where scales and
     rotation do not belong together or the runtime would not shadow a layer that needs it."""
-    from buildsys.models.int8_state import Int8Layout, choose_scales, quantized_linears, write_int8
+    from buildsys.models.int8_state import (
+        Int8Layout,
+        choose_scales,
+        quantized_linears,
+        shadowed,
+        write_int8,
+    )
     from buildsys.models.rotated import rotated_tensors
     from buildsys.models.scales import read_scales
 
@@ -162,6 +175,8 @@ def make(step: StepContext) -> None:
     quantized = [linear.name for linear in quantized_linears(family, vision=step.options["vision"])]
     _refuse_unknown_tower(family, quantized)
     scales = choose_scales(family, file, quantized, step.options["t01m_clip_threshold"])
+    if step.options["shadow"]:
+        scales = shadowed(scales, file, step.options["shadow"])
     _tell_shadow_layers(step, family, scales)
     _tell_runtime(step, model, rotations, scales)
     tensors = rotated_tensors(model, rotations, rescale=rescale)
@@ -281,7 +296,7 @@ def _tell_shadow_layers(
     if not linears:
         return
     told = ", ".join(linear.name for linear in linears)
-    step.warn(f"the threshold leaves {len(linears)} linears unclipped for shadow layers: {told}")
+    step.warn(f"{len(linears)} linears are left unclipped, for shadow layers to repair: {told}")
     config = step.options["runtime_config"]
     if config is not None:
         shadowed = RUNTIME_CONFIGS[config]

@@ -107,3 +107,11 @@ def test_kept_rows_are_the_states_of_the_same_tokens(qwen2_folder: Path, tmp_pat
 def _no_gradients() -> Any:
     with torch.inference_mode():
         yield
+
+
+def test_a_shadow_layers_range_serves_the_bulk(tmp_path: Path, outlier_model: Model) -> None:
+    found, statistics = made(outlier_model, tmp_path, {"down": "relative"}, "mllm-v1-vl")
+    for name, both in found.items():
+        assert both.shadow is not None
+        assert both.shadow.gain > 0
+        assert both.shadow.input <= both.input <= abs(statistics[name].input.ori)

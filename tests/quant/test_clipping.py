@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from buildsys.quant.clipping import gate_up_ranges, kl_range, mse_range, weighted_range
+from buildsys.quant.clipping import (
+    gate_up_ranges,
+    kl_range,
+    mse_range,
+    repaired,
+    repaired_range,
+    weighted_range,
+)
 from buildsys.quant.profiles import fake_quantize
 
 
@@ -78,3 +85,16 @@ def test_relative_entropy_clips_a_long_tail_and_no_more() -> None:
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(5))
     x[:20] = 60.0
     assert 3.0 < kl_range(x, 8, 60.0) < 15.0
+
+
+def test_repaired_values_do_not_ask_for_range_and_few_may_be_repaired() -> None:
+    x = heavy_tailed(400, 50, seed=6)
+    x[0] *= 1000
+    peak, rows, columns = float(x.abs().max()), torch.ones(400), torch.ones(50)
+    few, more = (repaired_range(x, 8, peak, rows, columns, share) for share in (0.003, 0.05))
+    assert more < few < 0.1 * peak
+    assert float((x.abs() > few).float().mean()) <= 0.003
+    kept = repaired(x, few, 8)
+    assert torch.equal(kept[x.abs() > few], x[x.abs() > few])
+    error = (kept - x).square().sum()
+    assert error < 0.01 * (fake_quantize(x, peak, 8) - x).square().sum()

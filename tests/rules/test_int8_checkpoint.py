@@ -305,3 +305,31 @@ def test_gptq_without_samples_is_refused_before_anything_runs() -> None:
         step, plan = plan_of("int8.pth", "int8-checkpoint", options={**OPTIONS, **options})
         assert RULE.check is not None
         assert [problem.option for problem in RULE.check(step, plan)] == list(options)
+
+
+def test_shadow_layers_are_those_that_it_is_worth_most_for(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    samples = Input("text", "text", {"path": text}, "d", {"samples": 4, "tokens": 64})
+    inputs = {"model": qwen2_folder, "samples": [samples]}
+    options = {"clipping": {"down": "relative"}, "target": "mllm-v1-vl"}
+    file = make("activation-scales", "scales.json", inputs, options).out
+    content = json.loads(file.read_text())
+    names = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    for gain, name in enumerate(names):
+        content["clipped"][name]["shadow"]["gain"] = float(gain)
+    file.write_text(json.dumps(content))
+    inputs = {"model": qwen2_folder, "scales": file}
+    made = make("int8-checkpoint", "int8.pth", inputs, {"target": "mllm-v1-vl", "shadow": 1})
+    state = torch.load(made.out, weights_only=True)
+    assert made.notes["shadow_layers"] == [1]
+    ranges = content["clipped"][names[1]]["shadow"]
+    assert float(state[f"{names[1]}.input_scale"]) == pytest.approx(ranges["input"])
+    assert not bool(state[f"{names[1]}.clip_output"])
+    assert bool(state[f"{names[0]}.clip_output"])
+    del content["clipped"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="no linear has shadow ranges"):
+        make("int8-checkpoint", "other.pth", inputs, {"target": "mllm-v1-vl", "shadow": 1})
