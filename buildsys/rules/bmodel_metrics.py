@@ -114,7 +114,7 @@ def figures(reference: Reference, result: dict[str, Any]) -> dict[str, float]:
     """The figures of one bmodel, all smaller-is-better.
 
     vision_error: of the image's tokens, the worst. prompt_error and decode_error: of the hidden
-    states that the head reads, the worst position. layer_error: the worst of any layer, over all
+    states that the head reads, the worst position; prompt_error_mean: of all. layer_error: the worst of any layer, over all
     positions. token_mismatch: the fraction of tokens that are others than float32's.
     """
     prompt = reference.prompt
@@ -126,6 +126,7 @@ def figures(reference: Reference, result: dict[str, Any]) -> dict[str, float]:
     wrong = (reference.tokens.numpy() != result["tokens"]).mean()
     row = {
         "prompt_error": float(hidden[:prompt].max()),
+        "prompt_error_mean": float(hidden[:prompt].mean()),
         "layer_error": float(max(layers)),
         "token_mismatch": float(wrong),
     }

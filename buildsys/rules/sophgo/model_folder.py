@@ -34,6 +34,9 @@ OTHERS = (
     "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+FLAT_TYPES = ("qwen2_vl", "qwen2_5_vl")
+# The families whose tensors transformers 5 has given other names.
+RENAMED_TYPES = ("qwen2", *FLAT_TYPES)
 VISION_HEAD = 80  # features; the converter has it built in
 VISION_DEFAULTS = {
     "hidden_act": "quick_gelu",
@@ -70,11 +73,15 @@ def prepare(
     """
     config = read_config(model)
     source = open_checkpoint(model if checkpoint is None else checkpoint)
-    names = {to_classic(name): name for name in source.names()}
+    is_renamed = config.text("model_type") in RENAMED_TYPES
+    names = {to_classic(name) if is_renamed else name: name for name in source.names()}
     method = quantization_of(config)
     stored = _stored_type(source)
     arithmetic = arithmetic_of(config, quantize, method, stored)
-    classic = classic_config(config, arithmetic, tied="lm_head.weight" not in names)
+    tied = "lm_head.weight" not in names
+    if tied and method is None and not config.flag("tie_word_embeddings", False):
+        _no_head(config, source.path)
+    classic = classic_config(config, arithmetic, tied)
     _check_vision(config, classic, names)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(classic, indent=2) + "\n", encoding="utf-8")
@@ -95,6 +102,16 @@ def prepare(
         quantization=method,
         rewritten=files is None,
     )
+
+
+def _no_head(config: ConfigFile, weights: Path) -> None:
+    """A nested config may say so within."""
+    nested = config.fields.get("text_config")
+    if not (isinstance(nested, dict) and nested.get("tie_word_embeddings")):
+        raise StepError(
+            f"{weights}: tensor 'lm_head.weight' is missing, and config.json ties it to nothing",
+            remedy="The download may be incomplete.",
+        )
 
 
 def quantization_of(config: ConfigFile) -> str | None:
@@ -163,32 +180,30 @@ def _stored_type(source: TensorSource) -> str:
 
 
 def classic_config(config: ConfigFile, arithmetic: str, tied: bool) -> dict[str, Any]:
-    """config.json as the hub's Qwen2 and Qwen2-VL checkpoints have it."""
+    """config.json as the hub's checkpoints have it: of Qwen's vision models with the fields of
+    the text at the top, of others as it is; with the type in which the model computes."""
     raw = dict(config.fields)
-    nested = raw.pop("text_config", None)
-    text = dict(nested) if isinstance(nested, dict) else {}
-    flat = (
-        {**text, **raw}
-        if not text
-        else {**raw, **{k: v for k, v in text.items() if k != "model_type"}}
-    )
-    flat["model_type"] = config.text("model_type")
-    for name in ("dtype", "torch_dtype"):
-        flat.pop(name, None)
-    if tied != flat.get("tie_word_embeddings", False):
-        flat["tie_word_embeddings"] = tied
-    flat["torch_dtype"] = arithmetic
-    rope = flat.get("rope_parameters")
+    nested = raw.get("text_config")
+    if isinstance(nested, dict) and raw.get("model_type") in FLAT_TYPES:
+        del raw["text_config"]
+        raw = {**nested, **raw}
+    elif isinstance(nested, dict):
+        raw["text_config"] = {**nested, "torch_dtype": arithmetic, "dtype": arithmetic}
+    raw.pop("dtype", None)
+    raw["torch_dtype"] = arithmetic
+    if tied != raw.get("tie_word_embeddings", False):
+        raw["tie_word_embeddings"] = tied
+    rope = raw.get("rope_parameters")
     if isinstance(rope, dict):
-        flat["rope_theta"] = rope.get("rope_theta", flat.get("rope_theta", 10000.0))
+        raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
         if "mrope_section" in rope:
-            flat.pop("rope_parameters")
-            flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    vision = flat.get("vision_config")
-    if isinstance(vision, dict) and flat["model_type"] == "qwen2_vl":
+            del raw["rope_parameters"]
+            raw["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    vision = raw.get("vision_config")
+    if isinstance(vision, dict) and raw.get("model_type") in FLAT_TYPES:
         channels = vision.get("in_channels", vision.get("in_chans", 3))
-        flat["vision_config"] = {**VISION_DEFAULTS, **vision, "in_chans": channels}
-    return flat
+        raw["vision_config"] = {**VISION_DEFAULTS, **vision, "in_chans": channels}
+    return raw
 
 
 def _check_vision(config: ConfigFile, classic: Mapping[str, Any], names: Mapping[str, str]) -> None:
