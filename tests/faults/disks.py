@@ -87,7 +87,7 @@ def fails_for_want_of_room(world: World) -> None:
         world.nothing_half()
 
 
-@fault(rounds=60)
+@fault(rounds=40)
 def full_disk_at_a_random_moment(world: World, chance: random.Random) -> None:
     """So many pages are left that staging, a log, the journal or a folder finds none."""
     with small_disk(world):
@@ -103,7 +103,7 @@ def full_disk_at_a_random_moment(world: World, chance: random.Random) -> None:
             world.recover()
 
 
-@fault(rounds=40)
+@fault(rounds=20)
 def disk_without_inodes(world: World, chance: random.Random) -> None:
     """There is room for bytes, and none for another file."""
     with small_disk(world):
@@ -119,7 +119,7 @@ def disk_without_inodes(world: World, chance: random.Random) -> None:
             world.recover()
 
 
-@fault(rounds=20)
+@fault(rounds=10)
 def full_disk_under_the_store(world: World, chance: random.Random) -> None:
     """It costs a warning and no build; what is in the store is whole."""
     store = world.folder.parent / "own-store"
@@ -148,6 +148,7 @@ def full_disk_under_the_store(world: World, chance: random.Random) -> None:
             world.settle()
             filler.unlink()
             world.must("cache", "verify")
+            world.cleaned = True
             world.must("clean")
             world.recover()
 

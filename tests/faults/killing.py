@@ -44,6 +44,7 @@ def prepare(world: World, chance: random.Random, way: str) -> float:
     if way in (REBUILD, CROWDED):
         world.edit_source(chance.choice(sorted(world.words)), chance.choice(("two", "three")))
     if way == RESTORE:
+        world.cleaned = True
         world.must("clean", *chance.choice(((), ("--all",))))
         if chance.random() < 0.3:
             shutil.rmtree(store)  # and all comes from the shared cache
@@ -59,12 +60,14 @@ def sigkill_of_qbuild_at_a_random_moment(world: World, chance: random.Random) ->
         with killed_in_the_end(process):
             wait(process, chance.uniform(0.0, took))
             kill(process.pid)
+    if chance.random() < 0.2:  # somebody thinks better of an edit
+        world.edit_source(chance.choice(sorted(world.words)), "one")
     if (world.build / ".qbuild").exists():
         world.nothing_half()
     world.recover()
 
 
-@fault(rounds=100)
+@fault(rounds=60)
 def sigkill_of_everything_at_once(world: World, chance: random.Random) -> None:
     """qbuild, its supervisor, workers and steps, as far as they are seen: like a loss of power,
     but that what was written reaches the disk."""
@@ -78,7 +81,7 @@ def sigkill_of_everything_at_once(world: World, chance: random.Random) -> None:
     world.recover()
 
 
-@fault(rounds=100)
+@fault(rounds=40)
 def sigkill_of_the_supervisor(world: World, chance: random.Random) -> None:
     """qbuild says so, fails, keeps what is finished, and goes on when it is asked again."""
     prepare(world, chance, chance.choice((FIRST, REBUILD)))
@@ -94,7 +97,7 @@ def sigkill_of_the_supervisor(world: World, chance: random.Random) -> None:
     world.recover()
 
 
-@fault(rounds=100)
+@fault(rounds=60)
 def sigkill_of_a_worker_or_a_grandchild(world: World, chance: random.Random) -> None:
     """Any process below the supervisor: a step's own, a program that it has started, or the
     warm worker. The step fails and is told, or it makes the right bytes."""

@@ -64,7 +64,8 @@ class World:
     """A project, and counts of what went wrong in it.
 
     folder: where qbuild runs; seen: the same folder as this process sees it, which differs
-    where it lies in another mount namespace (`prefix` enters that). round: which one of its
+    where it lies in another mount namespace (`prefix` enters that). cleaned: were artifacts
+    removed by `qbuild clean`? round: which one of its
     fault's this is; few: how many instants a scenario may take of all, 0 for all.
     """
 
@@ -80,6 +81,7 @@ class World:
         self.prefix: tuple[str, ...] = ()
         self.command: tuple[str, ...] = ("all", project.RECIPE, "-j", "3", "-v")
         self.extra: dict[str, str] = {}
+        self.cleaned = False
         self.round = 0
         self.few = 0
         self.instants = 0
@@ -147,15 +149,19 @@ class World:
         return read_journal(BuildFolder(str(self.build)).own("journal"))
 
     def finished(self) -> dict[str, Finished]:
-        """Steps whose lines are whole, that no newer intent has opened again, and whose outputs
-        are there: temporary ones that were removed may be needed again."""
+        """Steps whose lines are whole and that no newer intent has opened again."""
         entries = self.journal()
         return {
-            name: Finished(line["key"], line["at"], inodes)
+            name: Finished(line["key"], line["at"], self._inodes(line["outputs"]))
             for name, line in entries.done.items()
-            if name not in entries.open
-            and len(inodes := self._inodes(line["outputs"])) == len(line["outputs"])
+            if name not in entries.open and not self._is_removed(name, line["outputs"])
         }
+
+    def _is_removed(self, step: str, outputs: Sequence[str]) -> bool:
+        """Temporary artifacts are removed after use, and what was cleaned must come back."""
+        may_be_gone = self.cleaned or self.content["artifacts"][step].get("temporary", False)
+        places = (self.build / path.rstrip("/") for path in outputs)
+        return bool(may_be_gone and not all(map(os.path.lexists, places)))
 
     def _inodes(self, outputs: Sequence[str]) -> dict[str, int]:
         found = {}
@@ -178,6 +184,7 @@ class World:
                 self.repeated.append(name)
         self._look_for_leftovers()
         self.settle()
+        expect(spoilt or not self.journal().damaged, "the journal is damaged")
         return done
 
     def settle(self) -> None:
