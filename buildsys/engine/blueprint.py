@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan
     from buildsys.rules.spec import Rule
 
-VERSION = 2
+VERSION = 3
 # What decides how a recipe becomes a blueprint.
 MAKERS = ("", "recipe", "plan", "rules", "engine")
 
 
 class RuleFacts(NamedTuple):
-    """What the engine needs of a `rules.spec.Rule`. parts: input -> parts of a model."""
+    """What the engine needs of a `rules.spec.Rule`. parts: input -> parts of a model; memory:
+    times the largest tensor, times all of them."""
 
     module: str
     distributions: tuple[str, ...]
@@ -42,6 +43,7 @@ class RuleFacts(NamedTuple):
     float_sums: bool
     worker: str
     resumable: bool = False
+    memory: tuple[float, float] = (0.0, 0.0)
 
 
 class Blueprint(NamedTuple):
@@ -72,6 +74,7 @@ def facts_of(module: str, rule: Rule) -> RuleFacts:
         float_sums=rule.float_sums,
         worker=rule.worker,
         resumable=rule.resumable,
+        memory=(rule.memory.largest, rule.memory.whole),
     )
 
 
@@ -183,10 +186,10 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
 
 
 def _facts(row: Json) -> RuleFacts:
-    module, distributions, parts, templates, float_sums, worker, resumable = row
+    module, distributions, parts, templates, float_sums, worker, resumable, memory = row
     by_input = {name: tuple(each) for name, each in parts.items()}
     found = (module, tuple(distributions), by_input, tuple(templates), float_sums, worker)
-    return RuleFacts(*found, resumable)
+    return RuleFacts(*found, resumable, tuple(memory))
 
 
 def folders_that_would_win(plan: Plan) -> list[str]:

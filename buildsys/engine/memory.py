@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 ENDLESS = 1 << 62
 MOUNT = "/sys/fs/cgroup"
+OWN_GROUPS = "/proc/self/cgroup"
 
 
 def available_memory() -> int:
@@ -43,7 +44,7 @@ def _groups() -> Iterator[tuple[int, int]]:
 def _places() -> Iterator[tuple[str, str, str, bytes]]:
     """Folders of the groups, innermost first, with the names of their files in either version."""
     try:
-        with open("/proc/self/cgroup") as file:
+        with open(OWN_GROUPS) as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
     except OSError:
         return

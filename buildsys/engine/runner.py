@@ -16,6 +16,7 @@ from doit.control import TaskControl
 from doit.runner import Runner
 from doit.task import Task
 
+from buildsys.engine.estimate import estimate
 from buildsys.engine.key import Reason
 from buildsys.engine.schedule import claim_of, longest_paths
 from buildsys.plan.targets import steps_read
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from buildsys.engine.staleness import Survey
     from buildsys.engine.temporary import Temporaries
     from buildsys.engine.work import Work
+    from buildsys.plan.graph import Step
 
 AGAIN = "again"
 HOLD_ON = "hold on"
@@ -204,8 +206,14 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
     def _claim(self, name: str) -> Claim:
         if name not in self._claims:
             survey = self._survey
-            self._claims[name] = claim_of(survey.plan.steps[name], survey.entries)
+            self._claims[name] = claim_of(survey.plan.steps[name], survey.entries, self._estimate)
         return self._claims[name]
+
+    def _estimate(self, step: Step) -> int:
+        """Everything that it reads is in place: it is ready."""
+        blueprint = self._survey.blueprint
+        facts = blueprint.rules[step.rule]
+        return estimate(step, blueprint.plan, facts, self._work.root)
 
     def _start(self, name: str, again: bool, claim: Claim) -> None:
         reasons = self._survey.verdicts[name].reasons

@@ -138,6 +138,11 @@ class Work:
         return True
 
     @property
+    def root(self) -> str:
+        """The build folder."""
+        return self._folder.root
+
+    @property
     def busy(self) -> bool:
         """Does anything remain whose outcome `wait` has not returned?"""
         return self._begun or self._committer.due() is not None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildsys.rules.lineage import same_inputs
 from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
-from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +94,7 @@ RULE = Rule(
     },
     distributions=("torch", "transformers", "tokenizers", "pillow"),
     worker="python",
+    memory=Memory(largest=1.5),
     threads=2,
     float_sums=True,
     resumable=True,

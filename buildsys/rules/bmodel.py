@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from buildsys.errors import StepError
 from buildsys.rules.model_inputs import model_input
 from buildsys.rules.sophgo.options import SCHEMA, arguments, known_arguments, problems
-from buildsys.rules.spec import ANY_FILE, InputSpec, OutputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import ANY_FILE, InputSpec, Memory, OutputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,7 @@ RULE = Rule(
     toolchain="tpu-mlir",
     distributions=("torch",),
     worker="python",
+    memory=Memory(whole=2.0),
     threads=2,
     check=check,
 )

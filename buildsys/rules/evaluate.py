@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
 from buildsys.rules.model_inputs import model_input
-from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +91,7 @@ RULE = Rule(
     },
     distributions=("torch", "transformers", "tokenizers", "pillow", "numpy"),
     worker="python",
+    memory=Memory(largest=1.5),
     threads=2,
     float_sums=True,
     check=check,

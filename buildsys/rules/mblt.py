@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from buildsys.errors import StepError
 from buildsys.rules.model_inputs import model_input
-from buildsys.rules.spec import InputSpec, OutputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, OutputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,7 @@ RULE = Rule(
     toolchain="mobilint-compiler",
     distributions=("torch", "transformers", "tokenizers", "pillow"),
     worker="python",
+    memory=Memory(whole=2.0),
     check=check,
 )
 

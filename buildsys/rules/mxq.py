@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from buildsys.errors import StepError
 from buildsys.rules.mobilint import mxq_arguments
 from buildsys.rules.mobilint.mxq_arguments import transforms_of
-from buildsys.rules.spec import InputSpec, OutputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, OutputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,6 +140,7 @@ RULE = Rule(
     toolchain="mobilint-compiler",
     distributions=("torch",),
     worker="python",
+    memory=Memory(whole=2.0),
     check=check,
 )
 

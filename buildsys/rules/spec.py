@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from buildsys.errors import StepError
 
@@ -44,6 +44,19 @@ class OutputSpec:
     default: str | None
 
 
+class Memory(NamedTuple):
+    """What a step holds at its peak beyond its interpreter, as long as no run has told: so many
+    times the largest tensor that it reads, and so many times all of them, as float32. An upper
+    bound is better than a close figure: it decides what runs beside it. The default is for rules
+    that stream (rotation, conversion, quantization), measured by `bench/memory.py`."""
+
+    largest: float = 0.5
+    whole: float = 0.0
+
+
+STREAMING = Memory()
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something that a rule finds wrong in the plan before anything runs: `option` or `input`
@@ -68,6 +81,7 @@ class Rule:
     threads: fixed, because sums of floats depend on it.
     resumable: the step gets `StepContext.kept`, a folder that outlives a kill.
     check: looks at the step in its plan before anything runs; touches no file.
+    memory: what a step holds, by the tensors that it reads.
     toolchain: that a step needs, or several, joined by "+": all must be there. toolchain_for:
         where it depends on the step's options; `toolchain` is the usual one then.
     templates: option names that hold a template's file name; its bytes are part of the key.
@@ -93,6 +107,7 @@ class Rule:
     resumable: bool = False
     check: Callable[[Step, Plan], Iterable[Problem]] | None = None
     toolchain_for: Callable[[Mapping[str, Json]], str] | None = None
+    memory: Memory = STREAMING
 
 
 @dataclass(frozen=True)
