@@ -16,6 +16,7 @@ from buildsys.engine.build import judge_all, to_run
 from buildsys.engine.forecast import Forecast, StepForecast, forecast
 from buildsys.engine.progress import duration
 from buildsys.engine.project import survey_of
+from buildsys.engine.schedule import machine_capacity
 from buildsys.engine.staleness import skipped
 from buildsys.engine.temporary import Temporaries
 from buildsys.errors import UsageError
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     temporaries = Temporaries(project.folder.root, scene.survey, request.named)
     names = to_run(scene.survey, request.selection, temporaries)
     store = None if args.no_cache else store_root(os.environ)
-    found = forecast(project, scene, names, request.jobs, store)
+    capacity = machine_capacity(request.jobs, scene.machine.gpus, request.memory)
+    found = forecast(project, scene, names, capacity, store)
     if args.log_format == "json":
         print(json.dumps(as_json(found, skipped(scene.survey)), indent=1))
         return 0

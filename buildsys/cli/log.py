@@ -65,8 +65,21 @@ def show_log(project: Project, step: str, *, follow: bool) -> int:
         time.sleep(FOLLOWING)
         (last,) = look(project, [step])
         offset = copy_from(last.log, offset)
+    if last.log is None and last.how == "restored":
+        print_record(project, step)
     say(f"{step}: {how_it_ended(last)}")
     return 0
+
+
+def print_record(project: Project, step: str) -> None:
+    """What came with outputs that a store had: the warnings, and what was noted."""
+    from buildsys.engine.journal import read_journal
+
+    record = read_journal(project.folder.own("journal")).done[step]
+    for warning in record["warnings"]:
+        print(f"warning: {warning}")
+    for name, value in record["notes"].items():
+        print(f"{name}: {json.dumps(value, indent=1, ensure_ascii=False)}")
 
 
 def copy_from(log: str | None, offset: int) -> int:

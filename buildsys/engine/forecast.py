@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from buildsys.engine.key import key_digest
-from buildsys.engine.schedule import Pool, claim_of, machine_capacity
+from buildsys.engine.schedule import Pool, claim_of
 from buildsys.plan.targets import steps_read
 
 if TYPE_CHECKING:
@@ -66,15 +66,14 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    project: Project, scene: Scene, names: Sequence[str], jobs: int | None, store: str | None
+    project: Project, scene: Scene, names: Sequence[str], capacity: Capacity, store: str | None
 ) -> Forecast:
-    """What it takes to run these steps, which were judged. store: the local one's root, None
-    where it is not to be used."""
+    """What it takes to run these steps, which were judged, with so much at hand. store: the
+    local one's root, None where it is not to be used."""
     plan, entries = project.plan, scene.entries
     by_rule = _figures_by_rule(plan, entries)
     steps = tuple(_step(scene, name, by_rule, store) for name in names)
     seconds = {each.step: each.seconds or 0.0 for each in steps}
-    capacity = machine_capacity(jobs, scene.machine.gpus)
     return Forecast(
         steps,
         capacity.jobs,
@@ -166,7 +165,8 @@ def simulated(
     while waiting or running:
         for name in [*reversed(waiting)]:
             claim = claim_of(plan.steps[name], entries)
-            if pool.fits(claim):
+            # What never fits (it would be refused) runs alone here: a forecast is no judge.
+            if pool.fits(claim) or not running:
                 pool.take(name, claim)
                 waiting.remove(name)
                 heapq.heappush(running, (now + seconds[name], name))

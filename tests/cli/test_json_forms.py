@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import RECIPE, Qbuild, environment
 
+DAILY = Path(__file__).resolve().parents[2] / "docs/daily.md"
 BAD = "  bad: {rule: command, inputs: {i: a}, options: {argv: [sh, -c, 'exit 3', '${out}']}}\n"
 SLOW = "  slow: {rule: command, inputs: {i: b}, options: {argv: [sh, -c, 'mkfifo p; cat p']}}\n"
 SKIPPED = (
@@ -170,3 +171,15 @@ def test_printed_json_has_the_form_of_its_schema(
     if form == "status":
         states = {each["artifact"]: each["state"] for each in json.loads(printed.stdout)}
         assert set(states.values()) == {"fresh", "stale", "skipped", "orphan"}
+
+
+def test_every_event_is_in_the_documents_with_its_keys(qbuild: Qbuild) -> None:
+    rows = {
+        line.split("`")[1]: line for line in DAILY.read_text().splitlines() if line[:3] == "| `"
+    }
+    schema = json.loads(qbuild("schema", "--of", "events").stdout)
+    for form in schema["oneOf"]:
+        row = rows[form["properties"]["event"]["const"]]
+        keys = set(form["properties"]) - {"event", "time"}
+        assert {key for key in keys if f"`{key}`" not in row} == set()
+    assert set(rows) == {form["properties"]["event"]["const"] for form in schema["oneOf"]}

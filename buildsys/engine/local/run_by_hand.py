@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from buildsys.engine.local import interpreter
@@ -20,14 +21,21 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 
+PROGRESS_INTERVAL = 1.0  # seconds
+
+
 class Printer(Reporter):
-    """Prints what a step reports."""
+    """Prints what a step reports; progress once a second, and always the last of it."""
 
     def __init__(self) -> None:
         super().__init__(events=-1)  # there is nobody to send it to
+        self._due = 0.0
 
     def progress(self, done: float, total: float, unit: str) -> None:
-        print(f"{done:g}/{total:g} {unit}", file=sys.stderr)
+        now = time.monotonic()
+        if now >= self._due or done >= total:
+            self._due = now + PROGRESS_INTERVAL
+            print(f"{done:g}/{total:g} {unit}", file=sys.stderr)
 
     def note(self, key: str, value: Json) -> None:
         print(f"note: {key}: {json.dumps(value)}", file=sys.stderr)
