@@ -148,7 +148,7 @@ def image_samples(
         message = f"a {model.config.model_type} sees no images"
         raise ModelError(message, file=model.config.file, remedy="Give text samples.")
     tokenizer = load_tokenizer(model.folder)
-    processor = _load_processor(model.folder)
+    processor = load_processor(model.folder)
     return ImageSamples(
         questions=tuple(_questions(_choose(folder, samples, seed), folder, prompts, answers)),
         size=_checked_size(size, processor.patch_size * processor.merge_size),
@@ -233,7 +233,7 @@ def _unreadable(file: Path, error: Exception) -> ModelError:
     return ModelError(message, file=file, remedy="Remove it, or replace it.")
 
 
-def _load_processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> Any:
     """Qwen2-VL's image processor, the variant that needs no torchvision."""
     from transformers import Qwen2VLImageProcessorPil
 

@@ -130,8 +130,10 @@ def make(step: StepContext) -> None:
     """Cut, compile and prove. Raises ModelError naming a tensor without a range, and StepError
     for a context that is not what was planned."""
     import json
+    import shutil
 
     from buildsys.rules.qnn.contract import contract
+    from buildsys.rules.qnn.dialogue import TOKENIZER, dialogue
 
     making = _open(step)
     variants = {}
@@ -141,11 +143,13 @@ def make(step: StepContext) -> None:
     step.progress(len(making.pieces), len(making.pieces), "graphs")
     content = {
         **contract(making.cut, making.pieces, making.target),
+        **dialogue(making.cut, vision=any(piece.part == "vision" for piece in making.pieces)),
         "precision": step.options["precision"],
         "weights": step.options["weights"],
         "compiler": making.compiler,
         "made_with": _made_with(step),
     }
+    shutil.copyfile(making.cut.model.folder / TOKENIZER, step.out / TOKENIZER)
     _write(step.out / "io.json", content)
     protocol = {
         "emulator": "onnxruntime-qnn on x86; each graph is given the float model's states",

@@ -68,6 +68,8 @@ def make(step: StepContext) -> None:
     tensors = rotated_tensors(model, rotations, rescale=rescale, dtype=dtype)
     names = tensors.names()
     metadata = {"format": "pt", "qbuild.rotation": digest_of(step, "rotation") or "none"}
+    if (factors := digest_of(step, "rescale")) is not None:
+        metadata["qbuild.rescale"] = factors
     with _writer(step.out, entries_of(tensors), metadata) as writer:
         for done, name in enumerate(names):
             step.progress(done, len(names), "tensors")

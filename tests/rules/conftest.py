@@ -47,38 +47,43 @@ def step(tmp_path: Path) -> Runner:
     """step(rule, name, inputs, options): the context of a step that has not run yet."""
     count = 0
 
-    def prepare(
-        rule_name: str,
-        name: str,
-        inputs: Mapping[str, Given] | None = None,
-        options: Mapping[str, Json] | None = None,
-        **changes: Any,
-    ) -> Made:
+    def prepare(rule_name: str, name: str, *given: Any, **changes: Any) -> Made:
         nonlocal count
         count += 1
-        rule = find_rule(rule_name)
-        staging = tmp_path / f"staging-{count}"
-        staging.mkdir()
-        notes: dict[str, Any] = {}
-        warnings: list[str] = []
-        progress: list[tuple[float, float, str]] = []
-        context = StepContext(
-            name=name,
-            inputs={key: as_inputs(key, given) for key, given in (inputs or {}).items()},
-            options=complete(rule, options or {}),
-            outputs=outputs_of(rule, name, staging, changes.get("outputs", {})),
-            threads=rule.threads,
-            device="cpu",
-            environment=changes.get("environment", {}),
-            toolchain=changes.get("toolchain", {}),
-            progress=lambda done, total, unit: progress.append((done, total, unit)),
-            note=lambda key, value: notes.__setitem__(key, copy.deepcopy(value)),
-            warn=warnings.append,
-            log=logging.getLogger("test"),
-        )
-        return Made(context, notes, warnings, progress)
+        return prepare_step(tmp_path / f"staging-{count}", rule_name, name, *given, **changes)
 
     return prepare
+
+
+def prepare_step(
+    staging: Path,
+    rule_name: str,
+    name: str,
+    inputs: Mapping[str, Given] | None = None,
+    options: Mapping[str, Json] | None = None,
+    **changes: Any,
+) -> Made:
+    """The context of a step in a folder that does not exist yet."""
+    rule = find_rule(rule_name)
+    staging.mkdir()
+    notes: dict[str, Any] = {}
+    warnings: list[str] = []
+    progress: list[tuple[float, float, str]] = []
+    context = StepContext(
+        name=name,
+        inputs={key: as_inputs(key, given) for key, given in (inputs or {}).items()},
+        options=complete(rule, options or {}),
+        outputs=outputs_of(rule, name, staging, changes.get("outputs", {})),
+        threads=rule.threads,
+        device="cpu",
+        environment=changes.get("environment", {}),
+        toolchain=changes.get("toolchain", {}),
+        progress=lambda done, total, unit: progress.append((done, total, unit)),
+        note=lambda key, value: notes.__setitem__(key, copy.deepcopy(value)),
+        warn=warnings.append,
+        log=logging.getLogger("test"),
+    )
+    return Made(context, notes, warnings, progress)
 
 
 @pytest.fixture
@@ -86,11 +91,15 @@ def make(step: Runner) -> Runner:
     """make(rule, name, inputs, options): runs the step here and returns what it left."""
 
     def run(rule_name: str, *given: Any, **changes: Any) -> Made:
-        made: Made = step(rule_name, *given, **changes)
-        importlib.import_module(rule_modules()[rule_name]).make(made.context)
-        return made
+        return make_step(rule_name, step(rule_name, *given, **changes))
 
     return run
+
+
+def make_step(rule_name: str, made: Made) -> Made:
+    """Run a prepared step."""
+    importlib.import_module(rule_modules()[rule_name]).make(made.context)
+    return made
 
 
 @pytest.fixture
