@@ -31,7 +31,7 @@ if importlib.util.find_spec("qbruntime") is None:
 try:
     import qbruntime
     print("qbuild-npu has", *qbruntime.get_available_devices())
-except Exception as error:
+except Exception as error:  # whatever the vendor raises is what is told
     print("qbuild-npu failed", type(error).__name__, str(error).replace("\\n", " "))
 """
 ANSWER = re.compile(r"^qbuild-npu (absent|has|failed) ?(.*)$", re.MULTILINE)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from buildsys.models.decoder import R1, language_groups, language_modules
+from buildsys.models.decoder import language_groups, language_modules
 from buildsys.models.errors import ModelError
-from buildsys.models.family import Family, Kind, Linear, Norm, Turn
+from buildsys.models.family import Family, Kind, Linear, Norm
 from buildsys.models.qwen2 import QWEN2
+from buildsys.models.vision_tower import R_VIT, attention, merger, patch_embed
 
 if TYPE_CHECKING:
     from buildsys.models.config import ModelConfig, VisionConfig
-
-R_VIT = Turn("R_vit")
 
 
 def describe(config: ModelConfig) -> Family:
@@ -40,65 +39,17 @@ def describe(config: ModelConfig) -> Family:
 
 
 def _vision_modules(vision: VisionConfig, hidden_size: int) -> Iterator[Linear | Norm]:
-    patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    yield Linear(
-        "visual.patch_embed.proj",
-        "patch_embed",
-        "vision",
-        (vision.embed_dim, vision.in_channels, *patch),
-        bias=False,
-        output_turn=R_VIT,
-    )
+    yield patch_embed(vision, centred=False)
     for layer in range(vision.depth):
         yield from _block(vision, layer)
-    yield Norm("visual.merger.ln_q", "vision", vision.embed_dim)
-    merged, tokens = vision.merged_size, vision.spatial_merge_size**2
-    yield Linear(
-        "visual.merger.mlp.0",
-        "merger_fc1",
-        "vision",
-        (merged, merged),
-        bias=True,
-        norm="visual.merger.ln_q",
-        norm_repeats=tokens,
-        input_turn=Turn("R_vit", blocks=tokens),
-    )
-    yield Linear(
-        "visual.merger.mlp.2",
-        "merger_fc2",
-        "vision",
-        (hidden_size, merged),
-        bias=True,
-        output_turn=R1,
-    )
+    yield from merger(vision, hidden_size, norm_bias=False)
 
 
 def _block(vision: VisionConfig, layer: int) -> Iterator[Linear | Norm]:
     prefix, width = f"visual.blocks.{layer}", vision.embed_dim
     yield Norm(f"{prefix}.norm1", "vision", width)
     yield Norm(f"{prefix}.norm2", "vision", width)
-    yield Linear(
-        f"{prefix}.attn.qkv",
-        "qkv",
-        "vision",
-        (3 * width, width),
-        bias=True,
-        layer=layer,
-        norm=f"{prefix}.norm1",
-        input_turn=R_VIT,
-        # q and k meet in a product after RoPE; only v may be turned.
-        output_turn=Turn("R_vs_vit", layer, vision.num_heads, start=2 * width),
-    )
-    yield Linear(
-        f"{prefix}.attn.proj",
-        "proj",
-        "vision",
-        (width, width),
-        bias=True,
-        layer=layer,
-        input_turn=Turn("R_vs_vit", layer, vision.num_heads),
-        output_turn=R_VIT,
-    )
+    yield from attention(vision, layer, centred=False)
     kinds: tuple[tuple[str, Kind], ...] = (("gate_proj", "vit_gate"), ("up_proj", "vit_up"))
     for name, kind in kinds:
         yield Linear(
