@@ -97,7 +97,8 @@ def collect(
     """
     now = time.time() if now is None else now
     used = _used(store, in_use)
-    ages = {key: now - store.last_used(key) for key in store.records()}
+    last = {key: store.last_used(key) for key in store.records()}
+    ages = {key: now - at for key, at in last.items()}
     held = {key: action.files for key in ages if (action := store.action(key)) is not None}
     going = {
         key for key in held if keep is not None and ages[key] > max(keep, GRACE) and key not in used
@@ -105,13 +106,13 @@ def collect(
     if most is not None:
         free = (key for key in held if key not in used and ages[key] > GRACE)
         going |= _beyond(held, going, sorted(free, key=ages.__getitem__, reverse=True), most)
-    for key in going:
+    gone = [key for key in going if store.last_used(key) == last[key]]  # not used since
+    for key in gone:
         store.forget(key)
-    named = {entry.digest for key, files in held.items() if key not in going for entry in files}
-    blobs, size = _sweep(store, named, now)
+    blobs, size = _sweep(store, _named(store), now)
     _tidy(store, now)
     kept = {e.digest: e.size for key in used & held.keys() for e in held[key]}
-    return Removed(len(going), blobs, size, sum(kept.values()))
+    return Removed(len(gone), blobs, size, sum(kept.values()))
 
 
 def _used(store: Store, in_use: KeysInUse) -> set[str]:
@@ -146,6 +147,12 @@ def _beyond(
             references[digest] -= 1
             total -= 0 if references[digest] else sizes[digest]
     return more
+
+
+def _named(store: Store) -> set[str]:
+    """The digests of all blobs that a record names, those of builds that run now included."""
+    actions = map(store.action, store.records())
+    return {entry.digest for action in actions if action is not None for entry in action.files}
 
 
 def _sweep(store: Store, named: Collection[str], now: float) -> tuple[int, int]:

@@ -89,6 +89,8 @@ class Store:
     def restore(self, key: str, action: Action, folder: str) -> bool:
         """Put an action's files below a folder. False where a blob is gone or not what it
         should be; the folder then holds a part, and the record is forgotten."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._record(key))  # used now, for `gc`
         for path in action.folders:
             os.makedirs(f"{folder}/{path}", exist_ok=True)
         for entry in action.files:
@@ -97,8 +99,6 @@ class Store:
             if not self._take(entry, target):
                 self.forget(key)
                 return False
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self._record(key))  # used now, for `gc`
         return True
 
     def sound(self, entry: Entry) -> bool:
@@ -156,7 +156,7 @@ class Store:
                 return True
         except FileNotFoundError:
             os.makedirs(os.path.dirname(blob), exist_ok=True)
-        if self.sound(entry):
+        if self.sound(entry) and self._wanted(entry):
             return True
         return self._reflink_in(path, blob, entry) or self._hard_link_in(path, blob, entry)
 
@@ -207,7 +207,7 @@ class Store:
                     os.unlink(temporary)
 
     def _stage(self, path: str, entry: Entry, staged: dict[str, tuple[str, Entry]]) -> bool:
-        if entry.digest in staged or self.holds(entry):
+        if entry.digest in staged or (self.holds(entry) and self._wanted(entry)):
             return True
         if not has_room(self.root, entry.size):
             return False
@@ -223,6 +223,19 @@ class Store:
             os.unlink(temporary)
             return False
         staged[entry.digest] = (temporary, entry)
+        return True
+
+    def _wanted(self, entry: Entry) -> bool:
+        """A blob that is here already is about to be named by a new record: for `gc` it is new.
+        False where it has just gone."""
+        blob = self.blob(entry.digest)
+        try:
+            vouched = blob_stamps.noted(self.root, entry.digest) == stamp_of(os.stat(blob))
+            os.chmod(blob, os.stat(blob).st_mode & READ_ONLY)  # changes its ctime, and no more
+            if vouched:
+                blob_stamps.note(self.root, entry.digest, stamp_of(os.stat(blob)))
+        except FileNotFoundError:
+            return False
         return True
 
     def record(self, key: str, action: Action) -> None:

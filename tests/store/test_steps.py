@@ -17,12 +17,12 @@ from buildsys.engine.stamps import Stamps
 from buildsys.engine.storing import StepCache
 from buildsys.errors import QbuildError
 from buildsys.store import blob_stamps
-from buildsys.store.actions import Entry
+from buildsys.store.actions import Action, Entry
 from buildsys.store.garbage import collect
 from buildsys.store.local import Store
 from buildsys.store.remote import Remote
 from tests.engine.shop import InProcess, Shop, forget_modules
-from tests.store.conftest import KEY, LARGE, key_of, put
+from tests.store.conftest import KEY, LARGE, key_of, put, restored
 from tests.store.servers import WebServer
 from tests.store.test_local import flip
 
@@ -256,6 +256,31 @@ def test_gc_keeps_what_a_build_folder_uses(shop: Shop, store: Store) -> None:
         (first / name).unlink()
     shop.edit("c", text="C")
     assert shop.build().ran == []
+
+
+def test_gc_spares_what_is_used_while_it_looks_around(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One build restores an old record, and another makes again what old blobs hold, after gc
+    has listed both as old and unused."""
+    large = b"x" * LARGE
+    for word, files in {"old": {"f": b"1" * 1000}, "other": {"f": b"2" * 1000, "g": large}}.items():
+        put(store, tmp_path / word, word, files)
+        os.utime(f"{store.root}/ac/{key_of(word)}", (0, 0))
+    twin, read = Store(store.root), store.action
+
+    def and_meanwhile(key: str) -> Action | None:
+        """gc reads a record, after it has listed them all."""
+        monkeypatch.setattr(store, "action", read)
+        assert restored(twin, tmp_path / "restored", "old") is not None
+        put(twin, tmp_path / "made", "new", {"h": b"2" * 1000, "i": large})
+        return read(key)
+
+    monkeypatch.setattr(store, "action", and_meanwhile)
+    collect(store, lambda folder: (), 30 * DAY, None)
+    assert set(store.records()) == {key_of("old"), key_of("new")}
+    assert restored(store, tmp_path / "again", "old") is not None
+    assert restored(store, tmp_path / "once more", "new") is not None
 
 
 def test_gc_to_a_size_takes_the_least_recently_used_and_spares_the_last_hour(
