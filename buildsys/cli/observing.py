@@ -126,7 +126,8 @@ def ended(stream: EventStream | None) -> Iterator[None]:
         if stream is not None:
             stream.closed("interrupted", build_steps.SIGNALLED + signal.SIGINT)
         raise
-    except QbuildError as error:
+    except Exception as error:  # whatever it is, who listens must learn of the end
         if stream is not None:
-            stream.closed("error", error.exit_code, error=str(error))
+            code = error.exit_code if isinstance(error, QbuildError) else QbuildError.exit_code
+            stream.closed("error", code, error=str(error) or type(error).__name__)
         raise

@@ -64,9 +64,10 @@ def last_run(folder: BuildFolder, entries: Entries, step: str) -> LastRun:
     said = _changed(log)
     kept = log if said is not None else None
     failed = read_json(_ending(folder, step))
-    if failed is not None:
-        return LastRun(step, "failed", log=kept, **failed)
     record = entries.done.get(step)
+    # What was adopted since then was put in the failed step's place.
+    if failed is not None and (record is None or record["at"] < failed["at"]):
+        return LastRun(step, "failed", log=kept, **failed)
     if record is None or (said is not None and said > record["at"] + ROUNDING):
         if said is None:
             return LastRun(step, "never")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 OWN, STEPS, WAITS = 1, 2, 3  # the groups: what the format calls a process
+FIRST = 1000  # of a group's tracks: Perfetto tells threads by `tid` alone, and 0 is the idle one
 GROUPS = {OWN: "qbuild", STEPS: "steps", WAITS: "waiting"}
+ENGINE = (OWN, OWN * FIRST)
 PAUSE = 1000  # microseconds; a shorter wait is none
 # A point of the engine -> what was done until then, since the point before it.
 STAGES = {
@@ -55,8 +57,8 @@ class Trace:
         self._epoch = epoch()
         self._events: list[dict[str, Json]] = []
         self._names: dict[tuple[int, int], str] = {}
-        self._threads: dict[int, int] = {threading.get_ident(): 0}
-        self._names[OWN, 0] = "engine"
+        self._threads: dict[int, int] = {threading.get_ident(): ENGINE[1]}
+        self._names[ENGINE] = "engine"
         self._mark = self._commit_began = 0
 
     def now(self) -> int:
@@ -85,8 +87,9 @@ class Trace:
 
     def slot(self, number: int) -> tuple[int, int]:
         """The track of a worker slot."""
-        self._names.setdefault((STEPS, number), f"worker {number}")
-        return STEPS, number
+        track = (STEPS, STEPS * FIRST + number)
+        self._names.setdefault(track, f"worker {number}")
+        return track
 
     @contextmanager
     def span(self, kind: str, name: str, **args: Json) -> Iterator[dict[str, Json]]:
@@ -115,10 +118,10 @@ class Trace:
             self._mark = self._commit_began = now
         elif point in STAGES:
             kind, name = STAGES[point]
-            self.add(name, kind, (OWN, 0), self._mark, now, {})
+            self.add(name, kind, ENGINE, self._mark, now, {})
             self._mark = now
         if point == "done durable":
-            self.add("commit", "commit", (OWN, 0), self._commit_began, now, {})
+            self.add("commit", "commit", ENGINE, self._commit_began, now, {})
 
     def mark(self) -> None:
         """What follows is not part of what was before."""
@@ -149,14 +152,15 @@ class Trace:
 
     def _edge(self, step: str, name: str, phase: str, at: int) -> None:
         event: dict[str, Json] = {"name": name, "cat": "wait", "ph": phase, "ts": at}
-        self._events.append({**event, "pid": WAITS, "tid": 0, "id": step, "args": {}})
+        self._events.append({**event, "pid": WAITS, "tid": WAITS * FIRST, "id": step, "args": {}})
 
     def _thread(self, kind: str) -> tuple[int, int]:
         """The track of the thread that asks; it is named after the first thing that it does."""
         ident = threading.get_ident()
         if ident not in self._threads:
-            number = self._threads[ident] = len(self._threads)
-            self._names[OWN, number] = f"{kind} {number}"
+            count = len(self._threads)
+            number = self._threads[ident] = OWN * FIRST + count
+            self._names[OWN, number] = f"{kind} {count}"
         return OWN, self._threads[ident]
 
     def _metadata(self) -> Iterator[dict[str, Json]]:
@@ -165,8 +169,8 @@ class Trace:
             return {**head, "args": {key: value}}
 
         for group, name in GROUPS.items():
-            yield named("process_name", group, 0, "name", name)
-            yield named("process_sort_index", group, 0, "sort_index", group)
+            yield named("process_name", group, group * FIRST, "name", name)
+            yield named("process_sort_index", group, group * FIRST, "sort_index", group)
         for (group, number), name in list(self._names.items()):
             yield named("thread_name", group, number, "name", name)
             yield named("thread_sort_index", group, number, "sort_index", number)

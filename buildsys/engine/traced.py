@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class TracedExecutor:
         self._steps = steps
         self._submitted: dict[str, int] = {}
         self._slots: dict[str, tuple[int, int]] = {}
+        self._until: dict[int, int] = {}  # slot -> the end of its last step
 
     def submit(self, order: Order) -> None:
         self._submitted[order.id] = self._trace.now()
@@ -60,9 +62,14 @@ class TracedExecutor:
 
     def _begin(self, name: str, at: int) -> None:
         if name not in self._slots:
+            at = min(at, self._trace.now())  # another machine's clock may go ahead
             used = {slot for slot, _ in self._slots.values()}
-            free = next(number for number in range(1, len(used) + 2) if number not in used)
-            self._slots[name] = (free, at)
+            free = (
+                number
+                for number in itertools.count(1)
+                if number not in used and self._until.get(number, 0) <= at
+            )
+            self._slots[name] = (next(free), at)
 
     def _end(self, name: str, ended: Ended | None) -> None:
         """ended: None for a step that was killed with the executor."""
@@ -70,11 +77,12 @@ class TracedExecutor:
         self._begin(name, submitted)  # one that could not be started has no other beginning
         slot, start = self._slots.pop(name)
         now = self._trace.now()
-        end = now if ended is None else min(start + int(ended.wall * 1e6), now)
+        end = now if ended is None else max(start, min(start + int(ended.wall * 1e6), now))
         args: dict[str, Json] = {"outcome": "interrupted"}
         if ended is not None:
             args = {"outcome": "ended", "exit code": ended.code, "cpu seconds": ended.cpu}
             args["peak MiB"] = round(ended.peak_memory / MIB, 1)
+        self._until[slot] = end
         track = self._trace.slot(slot)
         self._steps.ran(name, self._trace.add(name, "step", track, start, end, args), end)
 

@@ -40,6 +40,8 @@ def events_of(path: Path) -> list[Event]:
     tracks = {(event["pid"], event["tid"]) for event in spans}
     named = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
     assert tracks <= named
+    assert len({tid for _, tid in named}) == len(named)  # Perfetto tells threads by `tid` alone
+    assert 0 not in {event["tid"] for event in events}
     assert {e["pid"] for e in events} == {e["pid"] for e in events if e["name"] == "process_name"}
     for track in tracks:
         assert_nested([e for e in spans if (e["pid"], e["tid"]) == track])
@@ -117,7 +119,9 @@ def test_two_steps_at_once_are_on_two_tracks(project: Path) -> None:
     first, second = steps["one"], steps["two"]
     overlap = min(e["ts"] + e["dur"] for e in (first, second)) - max(first["ts"], second["ts"])
     assert (first["tid"] != second["tid"]) or overlap <= 0
-    assert {event["tid"] for event in steps.values()} == {1, 2}
+    events = events_of(project / "out.json")
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert {names[event["tid"]] for event in steps.values()} == {"worker 1", "worker 2"}
 
 
 def test_restored_outputs_are_spans_of_the_store(project: Path) -> None:
