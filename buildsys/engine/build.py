@@ -131,7 +131,7 @@ def build_what_is_stale(
             if lock_fd >= 0:
                 remember(project, scene)
         whole = len(request.selection) == len(project.plan.steps)
-        if lock_fd >= 0 and outcome is None and whole and machine is None:
+        if lock_fd >= 0 and whole and machine is None:
             leave_answer(project, scene)
     return project, scene, outcome
 

@@ -1,4 +1,4 @@
-"""The standing answer: what a build that found nothing to do leaves for the next one.
+"""The standing answer: what a build after which nothing is to be done leaves for the next one.
 
 Reading plan and journal takes most of the time of a build that has nothing to do. The answer
 holds what of them still has to be looked at: the digests that every output must have, one step
@@ -103,11 +103,14 @@ def _still_holds(content: Json, place: Place) -> bool:
         return False
     small = from_body(content["blueprint"])
     small = small._replace(plan=with_fetched_models(small.plan, folder))
-    survey = survey_in(folder, small, NOTHING_READ).survey
+    scene = survey_in(folder, small, NOTHING_READ)
+    survey = scene.survey
     # Through JSON, as what was written has been.
-    if json.loads(json.dumps(evidence(survey, small))) != content["evidence"]:
-        return False
-    return not any(survey.output_reasons(*each) for each in content["outputs"].items())
+    same = json.loads(json.dumps(evidence(survey, small))) == content["evidence"]
+    same = same and not any(survey.output_reasons(*each) for each in content["outputs"].items())
+    scene.stamps.save()
+    scene.code.save()
+    return same
 
 
 def condensed(survey: Survey) -> Blueprint:

@@ -126,6 +126,26 @@ def test_no_answer_stands_when(settled: Path, qbuild: Qbuild, what: str) -> None
     assert qbuild("all", "tiny.yaml").stdout == TOLD
 
 
+def test_build_leaves_the_answer_for_the_next(settled: Path, qbuild: Qbuild) -> None:
+    (settled / "src.txt").write_text("three\n")
+    assert qbuild("all", "tiny.yaml").stdout == "built 3\n"
+    header = own(settled, "plan").read_bytes().splitlines()[0]
+    own(settled, "plan").write_bytes(header + b"\nnot JSON")
+    assert qbuild("all", "tiny.yaml").stdout == TOLD
+
+
+def test_source_that_was_touched_is_read_once(settled: Path, qbuild: Qbuild) -> None:
+    (settled / "src.txt").touch()
+    touched = (settled / "src.txt").stat().st_mtime_ns
+
+    def remembered() -> object:
+        files = json.loads(own(settled, "stamps").read_text())["files"]
+        return files.get(str(settled / "src.txt"), [None] * 4)[3]
+
+    while remembered() != touched:  # not before the clock of the file system is past it
+        assert qbuild("all", "tiny.yaml").stdout == TOLD
+
+
 def test_damaged_journal_is_told_each_time_until_it_is_mended(
     settled: Path, qbuild: Qbuild
 ) -> None:
