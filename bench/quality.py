@@ -171,7 +171,7 @@ class Bench:
             frozenset(quantized), choose_scales(family, scales, quantized, None), False
         )
         with tempfile.TemporaryDirectory() as folder:
-            rounded: Any = lambda linear: None  # noqa: E731 - one of two choices
+            rounded: Any = None
             if row.rounding == "gptq":
                 rounded = rounded_by_name(
                     self.model, tensors, [self.calibration], Path(folder),

@@ -83,11 +83,17 @@ def quantized_linears(family: Family, *, vision: bool) -> list[Linear]:
 
 
 def choose_scales(
-    family: Family, file: Scales, needed: Collection[str], threshold: float | None
+    family: Family,
+    file: Scales,
+    needed: Collection[str],
+    threshold: float | None,
+    *,
+    clipped: bool = True,
 ) -> dict[str, LinearScales]:
     """Ranges and clip flags of every linear in a scales file.
 
-    threshold None: everything clips, at the range that the file chose or else at its maximum,
+    threshold None: everything clips, at the range that the file chose (unless clipped is false)
+    or else at its maximum,
     and a group that reads one tensor has one input range. A number: mllm's own selection, left
     as mllm leaves it.
     Raises ModelError naming a needed linear without a scale, a linear that the model does not
@@ -110,8 +116,8 @@ def choose_scales(
             )
     chosen = {
         name: LinearScales(
-            _choose(name, "input", sides[0], threshold),
-            _choose(name, "output", sides[1], threshold),
+            _choose(name, "input", sides[0], threshold, clipped),
+            _choose(name, "output", sides[1], threshold, clipped),
         )
         for name, sides in file.sides.items()
     }
@@ -167,7 +173,7 @@ def write_int8(
     tensors: TensorSource,
     names: Sequence[str],
     layout: Int8Layout,
-    rounded: Callable[[str], Rounded | None] = lambda linear: None,
+    rounded: Callable[[str], Rounded | None] | None = None,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> None:
     """Write int8.pth, one tensor in memory at a time. Equal inputs give equal bytes.
@@ -181,7 +187,7 @@ def write_int8(
         for done, name in enumerate(names):
             progress(done, len(names), "tensors")
             linear, _, part = name.rpartition(".")
-            own = rounded(linear) if linear in layout.quantized else None
+            own = rounded(linear) if rounded and linear in layout.quantized else None
             corrected = own is not None and layout.correct_bias and part == "bias"
             if table[name] == torch.float32 and not corrected:
                 copy_tensor(tensors, name, writer)
@@ -217,8 +223,11 @@ def _scale_tensors(scales: Mapping[str, LinearScales]) -> Iterator[tuple[str, to
         yield f"{name}.clip_output", torch.tensor(both.output.clip)
 
 
-def _choose(name: str, side: str, found: Side, threshold: float | None) -> ActivationScale:
-    largest = found.ori if found.clipped is None or threshold is not None else found.clipped
+def _choose(
+    name: str, side: str, found: Side, threshold: float | None, clipped: bool
+) -> ActivationScale:
+    kept = found.clipped is None or threshold is not None or not clipped
+    largest = found.ori if kept or found.clipped is None else found.clipped
     chosen = choose_scale(largest, found.top_0_1, threshold=threshold)
     if chosen.magnitude < 0:
         raise ModelError(

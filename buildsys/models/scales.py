@@ -57,6 +57,11 @@ class Scales:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     shadows: Mapping[str, ShadowRanges] = field(default_factory=dict)
 
+    @property
+    def clipped(self) -> bool:
+        """Does the file choose ranges below the maximum?"""
+        return any(side.clipped is not None for both in self.sides.values() for side in both)
+
 
 def write_scales(
     path: str | PathLike[str],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
+from buildsys.rules.int8_ladder import Rung, rungs, search
 from buildsys.rules.lineage import same_inputs
 from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
 from buildsys.rules.spec import ANY_FILE, InputSpec, OutputSpec, Problem, Rule, StepContext
@@ -53,6 +54,12 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
             remedy="mllm's examples use 64; clip: all needs none.",
             option="clip",
         )
+    if step.options.get("quality") and not step.inputs.get("text"):
+        yield Problem(
+            "quality needs `text` to be measured on",
+            remedy="Give a text that the scales were not taken on.",
+            option="quality",
+        )
     gptq = step.options.get("rounding") == "gptq"
     if gptq and not step.inputs.get("samples"):
         yield Problem("rounding: gptq needs `samples`", remedy=SAMPLES_REMEDY, option="rounding")
@@ -80,10 +87,17 @@ RULE = Rule(
             many=True,
             required=False,
         ),
+        "text": InputSpec(
+            "Text that `quality` is measured on: not what the scales were taken on.",
+            kinds=("text",),
+            many=True,
+            required=False,
+        ),
     },
     outputs={
         "shadow_layers": OutputSpec(
-            "Which layers a threshold leaves unclipped, as JSON.", "shadow_layers.json"
+            "Which layers are left unclipped, for a shadow to repair, as JSON.",
+            "shadow_layers.json",
         )
     },
     options={
@@ -111,6 +125,19 @@ RULE = Rule(
             "default": 0,
             "description": "At most so many layers get a shadow on the CPU that repairs their "
             "down_proj: those that it is worth most for, as the scales file's clipping measured.",
+        },
+        "quality": {
+            "type": ["object", "null"],
+            "properties": {
+                "metric": {"enum": ["ppl"]},
+                "within": {"type": "number", "exclusiveMinimum": 0},
+            },
+            "required": ["metric", "within"],
+            "additionalProperties": False,
+            "default": None,
+            "description": "Take the cheapest of these whose perplexity on `text` is within this "
+            "share of fp32's: ranges at the maximum; the scales' clipped ranges; GPTQ, where there "
+            "are `samples`; up to `shadow` shadow layers. What was tried is in the metadata.",
         },
         "rounding": {
             "enum": ["nearest", "gptq"],
@@ -174,21 +201,39 @@ def make(step: StepContext) -> None:
     _check_making(step, file, target_of(step, family))
     quantized = [linear.name for linear in quantized_linears(family, vision=step.options["vision"])]
     _refuse_unknown_tower(family, quantized)
-    scales = choose_scales(family, file, quantized, step.options["t01m_clip_threshold"])
-    if step.options["shadow"]:
-        scales = shadowed(scales, file, step.options["shadow"])
-    _tell_shadow_layers(step, family, scales)
-    _tell_runtime(step, model, rotations, scales)
     tensors = rotated_tensors(model, rotations, rescale=rescale)
     names = [name for name in tensors.names() if not _folded_away(name, family, rotations)]
-    correct = step.options["bias_correction"]
-    layout = Int8Layout(frozenset(quantized), scales, step.options["quant_bias"], correct)
-    if step.options["rounding"] == "nearest":
-        write_int8(step.out, tensors, names, layout, progress=step.progress)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        rounded = _rounded(step, model, tensors, layout, Path(folder))
-        write_int8(step.out, tensors, names, layout, rounded)
+
+    def scales_of(rung: Rung) -> dict[str, LinearScales]:
+        threshold = step.options["t01m_clip_threshold"]
+        chosen = choose_scales(family, file, quantized, threshold, clipped=rung.clipped)
+        return shadowed(chosen, file, rung.shadow) if rung.shadow else chosen
+
+    def write(rung: Rung, out: Path) -> None:
+        correct = step.options["bias_correction"] and rung.gptq
+        layout = Int8Layout(
+            frozenset(quantized), scales_of(rung), step.options["quant_bias"], correct
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            rounded = _rounded(step, model, tensors, layout, Path(folder)) if rung.gptq else None
+            write_int8(out, tensors, names, layout, rounded, step.progress)
+
+    rung = _make_rung(step, model, bool(file.clipped), write)
+    _tell_shadow_layers(step, family, scales_of(rung))
+    _tell_runtime(step, model, rotations, scales_of(rung))
+
+
+def _make_rung(
+    step: StepContext, model: Model, clipped: bool, write: Callable[[Rung, Path], None]
+) -> Rung:
+    """Write what the options say, or what the search for a quality finds; and say what it was."""
+    gptq, shadow = step.options["rounding"] == "gptq", step.options["shadow"]
+    if step.options["quality"] is None:
+        rung = Rung(True, gptq, shadow)
+        write(rung, step.out)
+        return rung
+    ladder = list(rungs(clipped=clipped, gptq=bool(step.inputs.get("samples")), shadow=shadow))
+    return search(step, model, ladder, write, target_of(step, model.family))
 
 
 def _rounded(
@@ -206,8 +251,7 @@ def _rounded(
         ranges=layout.ranges(),
         target=target_of(step, model.family),
         damping=step.options["damping"],
-        correct_bias=step.options["bias_correction"],
-        progress=step.progress,
+        correct_bias=layout.correct_bias,
     )
 
 

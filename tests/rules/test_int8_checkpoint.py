@@ -11,6 +11,7 @@ import torch
 
 from buildsys.errors import StepError
 from buildsys.models.errors import ModelError
+from buildsys.rules import int8_ladder
 from buildsys.rules.int8_checkpoint import RULE
 from buildsys.rules.spec import Input
 from tests import tiny_models
@@ -333,3 +334,49 @@ def test_shadow_layers_are_those_that_it_is_worth_most_for(
     file.write_text(json.dumps(content))
     with pytest.raises(ModelError, match="no linear has shadow ranges"):
         make("int8-checkpoint", "other.pth", inputs, {"target": "mllm-v1-vl", "shadow": 1})
+
+
+def searched(make: Any, folder: Path, tmp_path: Path, within: float, **more: Any) -> Any:
+    """The ladder on a tiny model whose scales are clipped; the text is another part."""
+    words = "The quick brown fox jumps over the lazy dog. "
+    (tmp_path / "a.txt").write_text(words * 20)
+    (tmp_path / "b.txt").write_text(words[::-1] * 20)
+    options = {"samples": 4, "tokens": 64}
+    samples, text = (
+        Input(name, "text", {"path": tmp_path / f"{name}.txt"}, "d", options) for name in "ab"
+    )
+    inputs = {"model": folder, "samples": [samples]}
+    clipping = {"clipping": "mse", "target": "mllm-v1-vl"}
+    scales = make("activation-scales", "scales.json", inputs, clipping).out
+    inputs |= {"scales": scales, "text": [text]}
+    quality = {"metric": "ppl", "within": within}
+    return make(
+        "int8-checkpoint", "int8.pth", inputs, {"target": "mllm-v1-vl", "quality": quality, **more}
+    )
+
+
+def test_the_cheapest_rung_that_is_good_enough_is_taken(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    made = searched(make, qwen2_folder, tmp_path, 10.0)
+    assert made.notes["quality"]["chosen"] == "absmax"
+    assert list(made.notes["quality"]["tried"]) == ["absmax"]
+    assert torch.load(made.out, weights_only=True)
+
+
+def test_a_quality_that_no_rung_reaches_is_an_error_with_all_figures(
+    make: Any, qwen2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A model with random weights is not made worse by rounding: its figures are set here.
+    monkeypatch.setattr(int8_ladder, "_increase", lambda plain, found: 0.5)
+    with pytest.raises(StepError) as caught:
+        searched(make, qwen2_folder, tmp_path, 1e-9, shadow=2)
+    for rung in ("absmax:", "clipped:", "clipped, gptq:", "1 shadow layers:", "2 shadow layers:"):
+        assert rung in str(caught.value)
+
+
+def test_quality_without_text_is_refused_before_anything_runs() -> None:
+    quality = {"metric": "ppl", "within": 0.01}
+    step, plan = plan_of("int8.pth", "int8-checkpoint", options={**OPTIONS, "quality": quality})
+    assert RULE.check is not None
+    assert [problem.option for problem in RULE.check(step, plan)] == ["quality"]
