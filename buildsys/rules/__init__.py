@@ -16,7 +16,9 @@ from buildsys.errors import RecipeError
 if TYPE_CHECKING:
     from buildsys.rules.spec import Rule
 
-NOT_RULES = frozenset({"lineage", "model_inputs", "python_quoting", "shell_quoting", "spec"})
+NOT_RULES = frozenset(
+    {"int8_ladder", "lineage", "model_inputs", "python_quoting", "shell_quoting", "spec"}
+)
 
 
 @cache
