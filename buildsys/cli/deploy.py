@@ -89,11 +89,15 @@ def sort_words(args: argparse.Namespace) -> None:
 def build_what_is_pushed(
     args: argparse.Namespace, project: Project, devices: Sequence[Device]
 ) -> int:
-    """Build what the devices take and what the gates read; 0 where all of it is fresh."""
+    """Build what the devices take and what the gates read; 0 where all of it is fresh.
+
+    An optional artifact that nothing takes may be skipped here, and its gates with it."""
     from buildsys.devices.payload import wanted_artifacts
 
     wanted = [name for device in devices for name in wanted_artifacts(device, project.plan)]
-    wanted += [gate.artifact for gate in project.plan.gates]
+    plan = project.plan
+    read = [gate.artifact for gate in plan.gates]
+    wanted += [name for name in read if not plan.steps[plan.producer[name]].optional]
     targets = list(dict.fromkeys(wanted))
     if args.no_build or args.dry_run or not targets:
         return 0
@@ -103,6 +107,8 @@ def build_what_is_pushed(
     up_to_date.configure(parser, targets=True)
     # stdout is for events then; what fails is told on stderr in any case.
     words = [os.path.abspath(project.recipe), *targets, *(["--quiet"] if args.json else [])]
+    # A new build folder has no record of them yet.
+    words += [f"-D{name}={value}" for name, value in project.defines.items()]
     return up_to_date.run(parser.parse_args([*words, "--build-dir", project.folder.root]))
 
 

@@ -124,6 +124,17 @@ def test_it_builds_sends_runs_and_brings_back(project: Project) -> None:
     assert result.read_text() == "done\n"
 
 
+def test_what_is_defined_holds_for_a_build_folder_that_is_not_there_yet(
+    project: Project, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    project.deploy("--device", "far", "-D", f"device_root={elsewhere}", "-D", "word=two")
+    assert (elsewhere / "far/model.bin").read_text() == "hello"
+    # The same again, and without: the folder knows now.
+    project.deploy("--device", "far")
+    assert not (project.there / "far").exists()
+
+
 def test_a_second_deploy_sends_nothing_and_a_changed_source_is_built_and_sent(
     project: Project,
 ) -> None:
