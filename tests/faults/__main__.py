@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="FAULT", choices=sorted(FAULTS))
     parser.add_argument("--round", type=int, help="only this one: as a violation says it")
     parser.add_argument("--few", type=int, default=0, help="take so many instants, not all")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="rounds at a time")
     words = parser.parse_args()
 
     def rounds_of(fault: Fault) -> Iterable[int]:
@@ -38,7 +39,7 @@ def main() -> int:
     chosen = [fault for name, fault in FAULTS.items() if not words.only or name in words.only]
     print(HEAD, flush=True)
     say = partial(print, flush=True)
-    tallies = campaign(chosen, rounds_of, words.seed, words.few, say)
+    tallies = campaign(chosen, rounds_of, words.seed, words.few, words.jobs, say)
     broken = sum(tally.violations for tally in tallies)
     print(f"seed {words.seed}: {sum(t.rounds for t in tallies)} rounds, {broken} violations")
     return 1 if broken else 0

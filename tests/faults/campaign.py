@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults import project
+from tests.faults.all_faults import FAULTS
 from tests.faults.registry import Fault
 from tests.faults.world import References, Skip, Violation, World, random_content
 
-GRAPHS = 8  # how many a seed has; an undisturbed build is made once of each
+GRAPHS = 4  # how many a seed has; an undisturbed build is made once of each
 
 
 class Tally(NamedTuple):
@@ -43,7 +45,7 @@ def one_round(
     graphs: int = GRAPHS,
 ) -> World:
     """One round of a fault, in a new folder below `root`. Raises Violation and Skip."""
-    chance = random.Random(f"{fault.name} {seed} {round_}")
+    chance = fault.chance(seed, round_)
     content = random_content(random.Random(f"graph {seed} {chance.randrange(graphs)}"))
     folder = root / f"{fault.name[:40]}-{round_}"
     project.write_project(folder, content)
@@ -62,52 +64,77 @@ def how_to_repeat(fault: Fault, seed: int, round_: int) -> str:
     return f"python -m tests.faults --only {fault.name} --seed {seed} --round {round_}"
 
 
+class Told(NamedTuple):
+    """What one round came to, for the table; text: what is to be said of it."""
+
+    tally: Tally
+    text: str
+
+
+def told_round(name: str, seed: int, number: int, few: int, scratch: str) -> Told:
+    """One round, in this process, whatever comes of it."""
+    fault, none = FAULTS[name], (0, 0, 0)
+    count, found, other, text, skipped = 1, none, 0, "", ""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        try:
+            world = one_round(fault, seed, number, References(Path(scratch)), Path(folder), few=few)
+            count = max(1, world.instants)
+        except Skip as skip:
+            count, skipped = 0, str(skip)
+        except Violation as violation:
+            world = violation.world  # type: ignore[attr-defined]  # see one_round
+            found = (len(world.differing), len(world.repeated), len(world.left_over))
+            other = int(found == none)
+            text = "".join(traceback.format_exception_only(violation)).rstrip()
+        except Exception:  # a bug of ours or of the campaign's: both must be seen
+            other = 1
+            text = f"{traceback.format_exc()}{how_to_repeat(fault, seed, number)}"
+    return Told(Tally(name, count, *found, other, skipped), text)
+
+
+def together(tallies: Sequence[Tally]) -> Tally:
+    """The rounds of one fault as one."""
+    return Tally(
+        fault=tallies[0].fault,
+        rounds=sum(tally.rounds for tally in tallies),
+        differing=sum(tally.differing for tally in tallies),
+        repeated=sum(tally.repeated for tally in tallies),
+        left_over=sum(tally.left_over for tally in tallies),
+        other=sum(tally.other for tally in tallies),
+        skipped=max(tally.skipped for tally in tallies),
+    )
+
+
 def campaign(
-    faults: Iterable[Fault],
+    faults: Sequence[Fault],
     rounds_of: Callable[[Fault], Iterable[int]],
     seed: int,
     few: int,
+    jobs: int,
     say: Callable[[str], None],
 ) -> list[Tally]:
-    """All rounds of all these faults; violations are said as they come."""
+    """All rounds of all these faults, so many at a time; violations are said as they come."""
     tallies = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        references = References(Path(scratch))
-        for fault in faults:
-            tallies.append(rounds(fault, rounds_of(fault), seed, few, references, scratch, say))
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as scratch,
+        ProcessPoolExecutor(jobs) as pool,
+    ):
+        begun = {
+            fault.name: [
+                pool.submit(told_round, fault.name, seed, number, few, scratch)
+                for number in rounds_of(fault)
+            ]
+            for fault in faults
+        }
+        for futures in begun.values():
+            results = []
+            for future in futures:
+                results.append(future.result())
+                if results[-1].text:
+                    say(results[-1].text)
+            tallies.append(together([result.tally for result in results]))
             say(row(tallies[-1]))
     return tallies
-
-
-def rounds(
-    fault: Fault,
-    numbers: Iterable[int],
-    seed: int,
-    few: int,
-    references: References,
-    scratch: str,
-    say: Callable[[str], None],
-) -> Tally:
-    count = differing = repeated = left_over = other = 0
-    for number in numbers:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            try:
-                world = one_round(fault, seed, number, references, Path(folder), few=few)
-                count += max(1, world.instants)
-            except Skip as skip:
-                return Tally(fault.name, count, differing, repeated, left_over, other, str(skip))
-            except Violation as violation:
-                count += 1
-                world = violation.world  # type: ignore[attr-defined]  # see one_round
-                found = (len(world.differing), len(world.repeated), len(world.left_over))
-                differing, repeated = differing + found[0], repeated + found[1]
-                left_over += found[2]
-                other += not any(found)
-                say("".join(traceback.format_exception_only(violation)).rstrip())
-            except Exception:  # a bug of ours or of the campaign's: both must be seen
-                count, other = count + 1, other + 1
-                say(f"{traceback.format_exc()}{how_to_repeat(fault, seed, number)}")
-    return Tally(fault.name, count, differing, repeated, left_over, other, "")
 
 
 HEAD = f"{'fault':50} {'rounds':>6} {'differ':>6} {'again':>6} {'left':>6} {'other':>6}"

@@ -19,6 +19,7 @@ from tests.faults.world import World, expect, family, is_alive, kill, killed_in_
 FIRST, REBUILD, RESTORE = "first build", "rebuild", "from the store"
 CROWDED = "rebuild that rewrites its journal"
 WAYS = (FIRST, REBUILD, RESTORE, CROWDED)
+SHARES = 10  # of the instants of a build; its rounds must be of one graph
 SOON = 1.0  # seconds until the death of a step is told
 GONE = 2.0  # seconds until all children of an interrupted build are gone
 DEADLINE = 60.0
@@ -212,10 +213,10 @@ def holds_lock(world: World, pid: int) -> bool:
 # Every instant
 
 
-@fault(rounds=len(WAYS))
+@fault(rounds=len(WAYS) * SHARES, alike=len(WAYS))
 def sigkill_at_every_instant(world: World, chance: random.Random) -> None:
     """Before each operation on files, and in the middle of each write, of one whole build;
-    a world with `few` instants takes that many of them by chance."""
+    a round takes its share of them, `few` of those where that is set."""
     way = WAYS[world.round % len(WAYS)]
     prepare(world, chance, way)
     with tempfile.TemporaryDirectory() as scratch:
@@ -227,6 +228,7 @@ def sigkill_at_every_instant(world: World, chance: random.Random) -> None:
         instants = [str(place) for place in range(1, len(operations) + 1)]
         writes = (p for p, line in enumerate(operations, 1) if line.startswith(("write", "pwrite")))
         instants += [f"{place}.5" for place in writes]
+        instants = instants[world.round // len(WAYS) :: SHARES]
         if world.few:
             instants = chance.sample(instants, min(world.few, len(instants)))
         for instant in instants:

@@ -7,6 +7,7 @@ undisturbed build, no finished step done twice, nothing left over.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ from tests.faults import project
 ROOT = Path(__file__).resolve().parents[2]
 INSTANTS = Path(__file__).parent / "instants"
 TIMEOUT = 120.0
-STEPS = 7
+STEPS = 6
 HALF_WRITTEN = re.compile(r"\.(\d+|new)$")  # what qbuild writes beside before it renames
 
 
@@ -77,6 +79,7 @@ class World:
         self.content = content
         self.references = references
         self.words: dict[str, str] = dict.fromkeys(project.SOURCES, "one")
+        self.states = [dict(self.words)]
         self.store: Path | None = None
         self.prefix: tuple[str, ...] = ()
         self.command: tuple[str, ...] = ("all", project.RECIPE, "-j", "3", "-v")
@@ -206,7 +209,7 @@ class World:
     def nothing_half(self) -> None:
         """What lies under a final name is whole: as the undisturbed build of one or another
         state of the sources has it."""
-        states = [self.references.of(self.content, words) for words in self.references.states()]
+        states = [self.references.of(self.content, words) for words in self.states]
         for path, entry in contents(self.build).items():
             if all(state.get(path) not in (None, entry) for state in states):
                 self.differing.append(path)
@@ -238,7 +241,7 @@ class World:
     def edit_source(self, name: str, word: str) -> None:
         project.write_source(self.seen, name, word)
         self.words[name] = word
-        self.references.note(self.words)
+        self.states.append(dict(self.words))
 
     def steps_reading(self, source: str) -> set[str]:
         return {
@@ -249,31 +252,33 @@ class World:
 
 
 class References:
-    """Undisturbed builds, by recipe and words of the sources; each is made once."""
+    """Undisturbed builds, by recipe and words of the sources; each is made once, and kept below
+    a folder that several processes may share."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._made: dict[str, dict[str, Entry]] = {}
-        self._states: list[dict[str, str]] = [dict.fromkeys(project.SOURCES, "one")]
-
-    def note(self, words: Mapping[str, str]) -> None:
-        self._states.append(dict(words))
-
-    def states(self) -> list[dict[str, str]]:
-        return self._states
 
     def of(self, content: dict[str, Any], words: Mapping[str, str]) -> dict[str, Entry]:
         key = blake3(f"{content} {sorted(words.items())}".encode()).hexdigest(8)
         if key not in self._made:
-            folder = self._root / f"undisturbed-{key}"
-            project.write_project(folder, content)
-            for name, word in words.items():
-                project.write_source(folder, name, word)
-            world = World(folder, content, self, None)
-            world.must()
-            self._made[key] = contents(world.build)
-            shutil.rmtree(folder)
+            kept = self._root / f"undisturbed-{key}.json"
+            if not kept.exists():
+                beside = kept.with_suffix(f".{os.getpid()}")
+                beside.write_text(json.dumps(self._build(content, words)))
+                beside.replace(kept)
+            rows = json.loads(kept.read_text())
+            self._made[key] = {path: Entry(*row) for path, row in rows.items()}
         return self._made[key]
+
+    def _build(self, content: dict[str, Any], words: Mapping[str, str]) -> dict[str, Entry]:
+        with tempfile.TemporaryDirectory(dir=self._root) as folder:
+            world = World(Path(folder, "project"), content, self, None)
+            project.write_project(world.folder, content)
+            for name, word in words.items():
+                project.write_source(world.folder, name, word)
+            world.must()
+            return contents(world.build)
 
 
 class Entry(NamedTuple):
