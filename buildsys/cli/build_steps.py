@@ -80,6 +80,9 @@ def take_recipe(args: argparse.Namespace) -> None:
 
 
 def request_of(args: argparse.Namespace, project: Project, words: tuple[str, ...]) -> Request:
+    """What is asked for. `build --force TARGET` names TARGET: it does not mean everything."""
+    if not words and getattr(args, "verb", "") == "build":
+        words = tuple(filter(None, args.force))
     wanted = targets(project.plan, words)
     selection = upstream(project.plan, wanted) if words else wanted
     named = frozenset(wanted) if words else frozenset()

@@ -321,6 +321,26 @@ def test_many_jobs_make_the_same_bytes(qbuild: Qbuild, project: Path) -> None:
     assert artifacts(project / "one") == artifacts(project / "eight")
 
 
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [
+        (("build", "b", "--force"), ["b"]),
+        (("build", "--force", "b"), ["b"]),
+        (("build", "tiny.yaml", "--force", "a", "b"), ["a"]),
+        (("all", "--force", "tiny.yaml"), ["a", "b", "sub/c"]),
+        (("all", "tiny.yaml", "--force", "sub/c"), ["sub/c"]),
+        (("all", "--force", "a", "--force", "sub/c"), ["a", "sub/c"]),
+    ],
+)
+def test_force_runs_what_is_named_although_it_is_fresh(
+    qbuild: Qbuild, words: tuple[str, ...], ran: list[str]
+) -> None:
+    qbuild("all", "tiny.yaml")
+    done = qbuild(*words)
+    assert (done.returncode, done.stdout) == (0, f"built {len(ran)}\n")
+    assert sorted(line.split()[1] for line in done.stderr.splitlines()) == ran
+
+
 def test_targets_may_stand_after_options(qbuild: Qbuild) -> None:
     done = qbuild("build", "tiny.yaml", "-D", "word=other", "b", "-j", "1", "a")
     assert (done.returncode, done.stdout) == (0, "built 2\n")
