@@ -6,13 +6,48 @@ the same matrices (mllm's own tool sets no seed, so that its file is the only li
 
 from __future__ import annotations
 
-from buildsys.rules.model_inputs import model_input
-from buildsys.rules.spec import Rule, StepContext
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from buildsys.rules.model_inputs import MODEL_KINDS, model_input
+from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
+
+if TYPE_CHECKING:
+    from buildsys.formats.rotation_file import Rotation
+    from buildsys.models.family import Family
+    from buildsys.plan.graph import Plan, Step
+
+
+def check(step: Step, plan: Plan) -> Iterator[Problem]:
+    """A choice among seeds needs something to choose by."""
+    if step.options.get("seeds", 1) > 1:
+        for name, what in (("weights", "the model to judge"), ("samples", "text to judge by")):
+            if not step.inputs.get(name):
+                yield Problem(
+                    f"seeds needs `{name}`: {what}",
+                    remedy="Give inputs `weights` (the model again) and `samples`.",
+                    option="seeds",
+                )
+
 
 RULE = Rule(
     name="rotation",
     doc="Random rotations R1 and R2 (and the vision tower's) as mllm's rotation.bin.",
-    inputs={"model": model_input("config")},
+    inputs={
+        "model": model_input("config"),
+        "weights": InputSpec(
+            "The model again, for `seeds`: only then the rotation depends on its weights.",
+            kinds=MODEL_KINDS,
+            required=False,
+            parts=("config", "weights", "tokenizer", "processor"),
+        ),
+        "samples": InputSpec(
+            "Text and images that `seeds` are judged by.",
+            kinds=("text", "images"),
+            many=True,
+            required=False,
+        ),
+    },
     options={
         "method": {
             "enum": ["hadamard", "kronecker", "auto", "identity"],
@@ -27,6 +62,19 @@ RULE = Rule(
             "default": 0,
             "description": "What the random signs are drawn from: one seed, one file.",
         },
+        "seeds": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 1,
+            "description": "Draw so many rotations, from `seed` on, and keep the one under which "
+            "plain static int8 loses least on `samples`. The losses are in the metadata.",
+        },
+        "target": {
+            "enum": ["mllm-v1-text", "mllm-v1-vl", None],
+            "default": None,
+            "description": "The runtime's profile, for `seeds`; by default mllm-v1-vl for models "
+            "with a vision tower, else mllm-v1-text.",
+        },
         "vision": {
             "type": "boolean",
             "default": True,
@@ -39,8 +87,9 @@ RULE = Rule(
             "same weights run under LayerNorm and RMSNorm. mllm: any R, RMSNorm only.",
         },
     },
-    distributions=("torch", "numpy"),
+    distributions=("torch", "numpy", "transformers", "tokenizers", "pillow"),
     worker="python",
+    check=check,
 )
 
 
@@ -49,15 +98,47 @@ def make(step: StepContext) -> None:
     from buildsys.formats.rotation_file import save_rotation
     from buildsys.models.config import read_model_config
     from buildsys.models.open import describe
-    from buildsys.models.rotations import make_rotations
 
     family = describe(read_model_config(step.one("model").path))
-    rotation = make_rotations(
+    seed = step.options["seed"]
+    if step.options["seeds"] > 1:
+        seed = _best_seed(step, family)
+    rotation = _draw(step, family, seed)
+    save_rotation(step.out, rotation)
+    step.note("rotation", dict(rotation.metadata))
+
+
+def _draw(step: StepContext, family: Family, seed: int) -> Rotation:
+    from buildsys.models.rotations import make_rotations
+
+    return make_rotations(
         family,
         method=step.options["method"],
-        seed=step.options["seed"],
+        seed=seed,
         vision=step.options["vision"],
         construction=step.options["construction"],
     )
-    save_rotation(step.out, rotation)
-    step.note("rotation", dict(rotation.metadata))
+
+
+def _best_seed(step: StepContext, family: Family) -> int:
+    """The seed with the least loss. Raises ModelError naming a bad sample or tensor."""
+    from buildsys.models.open import open_model
+    from buildsys.models.rotations import fit_rotations
+    from buildsys.models.samples import open_samples
+    from buildsys.models.seed_choice import choose_seed, int8_loss
+
+    model = open_model(step.one("weights").path)
+    given = step.inputs["samples"]
+    samples = [open_samples(model, each.kind, each.paths, each.options) for each in given]
+    seen = model.config.vision is not None
+    target = step.options["target"] or ("mllm-v1-vl" if seen else "mllm-v1-text")
+    first = step.options["seed"]
+    seed, losses = choose_seed(
+        range(first, first + step.options["seeds"]),
+        lambda seed: int8_loss(
+            model, fit_rotations(_draw(step, family, seed), family), samples, target
+        ),
+        step.progress,
+    )
+    step.note("seeds", {str(each): loss for each, loss in losses.items()})
+    return seed

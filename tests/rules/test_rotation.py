@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import torch
 
 from buildsys.formats.rotation_file import load_rotation
 from buildsys.quant.errors import QuantError
+from buildsys.rules.rotation import RULE
+from buildsys.rules.spec import Input
 from tests import tiny_models
+from tests.rules.plans import plan_of
 
 
 def test_one_seed_gives_one_file_and_another_another(make: Any, qwen2vl_folder: Path) -> None:
@@ -55,3 +60,33 @@ def test_a_size_without_a_hadamard_matrix_is_an_error_that_offers_kronecker(
     assert made.notes["rotation"]["methods"] == {"R": "kronecker", "R_v": "hadamard"}
     stored = load_rotation(made.out).metadata
     assert stored["methods"] == made.notes["rotation"]["methods"]
+
+
+def test_of_several_seeds_the_one_that_loses_least_is_kept(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 9)
+    options = {"samples": 3, "tokens": 64}
+    samples = Input("text", "text", {"path": tmp_path / "text.txt"}, "d", options)
+    inputs = {"model": qwen2_folder, "weights": qwen2_folder, "samples": [samples]}
+    made = make("rotation", "rotation.bin", inputs, {"seed": 3, "seeds": 3})
+    losses = made.notes["seeds"]
+    assert list(losses) == ["3", "4", "5"]
+    best = min(losses, key=losses.__getitem__)
+    alone = make("rotation", "alone.bin", {"model": qwen2_folder}, {"seed": int(best)})
+    assert made.out.read_bytes() == alone.out.read_bytes()
+    # The loss is that of the checkpoint that the rules make with this rotation.
+    inputs = {"model": qwen2_folder, "rotation": alone.out, "samples": [samples]}
+    scales = make("activation-scales", "scales.json", inputs).out
+    inputs = {"model": qwen2_folder, "rotation": alone.out, "scales": scales}
+    int8 = make("int8-checkpoint", "int8.pth", inputs).out
+    inputs = {"model": qwen2_folder, "text": samples, "variants": [int8]}
+    metrics = json.loads(make("evaluate", "metrics.json", inputs).out.read_text())
+    ppl = metrics["variants"]["int8.pth"]["ppl"]
+    assert math.log(ppl) == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_seeds_without_something_to_judge_by_are_refused() -> None:
+    step, plan = plan_of("rotation.bin", "rotation", options={"seeds": 4}, model="m")
+    assert RULE.check is not None
+    assert [problem.option for problem in RULE.check(step, plan)] == ["seeds", "seeds"]
