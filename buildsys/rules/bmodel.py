@@ -83,6 +83,7 @@ def make(step: StepContext) -> None:
         step.progress,
     )
     _check_image(step, prepared)
+    check_groups(step, prepared)
     kept = net_store(step)
     nets = {
         "jobs": step.threads,
@@ -113,14 +114,27 @@ def _check_image(step: StepContext, prepared: Prepared) -> None:
     asked = step.options["max_pixels"] is not None
     if prepared.model_type == "qwen2_vl" and not asked:
         raise StepError(
-            f"{step.name}: the vision encoder is compiled for images of one size at most",
+            "the vision encoder is compiled for images of one size at most",
             remedy="Give `max_pixels: '672,896'`, for example: width and height in pixels.",
         )
     if asked and not prepared.has_vision:
         raise StepError(
-            f"{step.name}: max_pixels is given, and a {prepared.model_type} sees no images",
+            f"max_pixels is given, and a {prepared.model_type} sees no images",
             remedy="Leave max_pixels out.",
         )
+
+
+def check_groups(step: StepContext, prepared: Prepared) -> None:
+    """Groups of 4-bit weights fill the rows that they are of."""
+    group = step.options["q_group_size"]
+    if not step.options["quantize"].startswith("w4") or not group:
+        return
+    for name, width in prepared.widths.items():
+        if width % group:
+            raise StepError(
+                f"q_group_size {group} does not divide the model's {name}, {width}",
+                remedy="Take a power of two that does, such as 64 or 32; 0 is a whole row.",
+            )
 
 
 def _files_of(step: StepContext) -> str:

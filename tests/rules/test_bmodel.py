@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from buildsys.errors import StepError
-from buildsys.rules.bmodel import check
+from buildsys.rules.bmodel import check, check_groups
 from buildsys.rules.sophgo.kernels import drop_old_nets
 from buildsys.rules.sophgo.model_folder import prepare
 from buildsys.rules.sophgo.options import SCHEMA, arguments, image_size, known_arguments, problems
@@ -280,3 +280,15 @@ def test_a_head_that_is_missing_is_an_error(qwen2_folder: Path, tmp_path: Path) 
     save_file(weights, tmp_path / "r.safetensors")
     with pytest.raises(StepError, match=r"lm_head\.weight"):
         laid_out(qwen2_folder, "bf16", tmp_path / "out", tmp_path / "r.safetensors")
+
+
+def test_groups_of_weights_must_fill_the_rows(step: Any, tmp_path: Path) -> None:
+    prepared, _ = laid_out(TINY, "w4bf16", tmp_path / "out")
+    for mode, group, fits in (("w4bf16", 48, False), ("w4bf16", 64, True), ("bf16", 48, True)):
+        given = {"seq_length": 64, "quantize": mode, "q_group_size": group}
+        context = step("bmodel", "a.bmodel", {"model": TINY}, given).context
+        if fits:
+            check_groups(context, prepared)
+        else:
+            with pytest.raises(StepError, match="48 does not divide the model's hidden_size, 256"):
+                check_groups(context, prepared)

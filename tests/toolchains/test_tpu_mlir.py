@@ -299,6 +299,14 @@ def test_a_task_that_is_none_of_the_converters_is_refused() -> None:
         module.task_of("(pushd a && rm -rf / && popd ) > a.log")
 
 
+def test_a_net_without_weights_is_a_net_too(nets: Callable[[str], Nets]) -> None:
+    module: Any = load("parallel", "parallel.py")
+    folder = nets("one").folder / "greedy_head"
+    folder.mkdir()
+    (folder / "greedy_head.mlir").write_text('module attributes {module.weight_file = "None"}')
+    assert module.weight_file(str(folder), ["--mlir", "greedy_head.mlir"]) == ""
+
+
 def test_tasks_wait_for_memory(nets: Callable[[str], Nets]) -> None:
     module: Any = load("parallel", "parallel.py")
     small = module.Task("", "a", [], [], 0)

@@ -105,8 +105,7 @@ def _failure(step: StepContext, watch: Watch, code: int, out: Path) -> StepError
     if watch.failed is None:
         said = "\n".join(f"  {line}" for line in watch.last)
         return StepError(
-            f"{step.name}: {name} failed (exit code {code}) before it compiled a net; it said "
-            f"last:\n{said}",
+            f"{name} failed (exit code {code}) before it compiled a net; it said last:\n{said}",
             remedy=f"`qbuild log {step.name}` shows all that it said.",
         )
     net = watch.failed["net"]
@@ -120,7 +119,7 @@ def _failure(step: StepContext, watch: Watch, code: int, out: Path) -> StepError
     told = [line for line in lines if TELLING.search(line)][:3] or lines[-LAST_LINES:]
     said = "\n".join(f"  {line[:300]}" for line in told)
     return StepError(
-        f"{step.name}: {name} could not compile the net {net}:\n{said}",
+        f"{name} could not compile the net {net}:\n{said}",
         remedy=" ".join(filter(None, (remedy, f"`qbuild log {step.name}` has the net's log."))),
     )
 
@@ -138,5 +137,5 @@ def made_bmodel(step: StepContext, out: Path) -> Path:
     """The one bmodel that the compiler has written: its name holds the time."""
     found = [path for path in out.glob("*.bmodel") if path.stat().st_size]
     if len(found) != 1:
-        raise StepError(f"{step.name}: the compiler ended well and wrote {len(found)} bmodels")
+        raise StepError(f"the compiler ended well and wrote {len(found)} bmodels")
     return found[0]

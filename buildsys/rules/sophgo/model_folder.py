@@ -37,6 +37,7 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLAT_TYPES = ("qwen2_vl", "qwen2_5_vl")
 # The families whose tensors transformers 5 has given other names.
 RENAMED_TYPES = ("qwen2", *FLAT_TYPES)
+WIDTHS = ("hidden_size", "intermediate_size")
 VISION_HEAD = 80  # features; the converter has it built in
 VISION_DEFAULTS = {
     "hidden_act": "quick_gelu",
@@ -49,12 +50,14 @@ VISION_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """The folder, and what was found. stored: the type of the weights in it; rewritten: were they
-    copied, rather than linked."""
+    """The folder, and what was found. widths: of the rows of the language model's linears, by
+    their names in config.json; stored: the type of the weights; rewritten: were they copied, rather
+    than linked."""
 
     folder: Path
     model_type: str
     has_vision: bool
+    widths: Mapping[str, int]
     stored: str
     quantization: str | None
     rewritten: bool
@@ -79,8 +82,8 @@ def prepare(
     stored = _stored_type(source)
     arithmetic = arithmetic_of(config, quantize, method, stored)
     tied = "lm_head.weight" not in names
-    if tied and method is None and not config.flag("tie_word_embeddings", False):
-        _no_head(config, source.path)
+    if tied and method is None:
+        _check_tied(config, source.path)
     classic = classic_config(config, arithmetic, tied)
     _check_vision(config, classic, names)
     folder.mkdir()
@@ -98,16 +101,18 @@ def prepare(
         folder=folder,
         model_type=config.text("model_type"),
         has_vision="vision_config" in classic,
+        widths={name: classic[name] for name in WIDTHS if isinstance(classic.get(name), int)},
         stored=stored,
         quantization=method,
         rewritten=files is None,
     )
 
 
-def _no_head(config: ConfigFile, weights: Path) -> None:
-    """A nested config may say so within."""
+def _check_tied(config: ConfigFile, weights: Path) -> None:
+    """A model without a head of its own says so, at the top or within."""
     nested = config.fields.get("text_config")
-    if not (isinstance(nested, dict) and nested.get("tie_word_embeddings")):
+    told = [config.fields, nested] if isinstance(nested, dict) else [config.fields]
+    if not any(each.get("tie_word_embeddings") for each in told):
         raise StepError(
             f"{weights}: tensor 'lm_head.weight' is missing, and config.json ties it to nothing",
             remedy="The download may be incomplete.",

@@ -52,7 +52,7 @@ def prompt_of(step: StepContext, model: Model) -> Sample:
         )
         return samples.sample(replace(samples.questions[0], answer=None))
     if text is None:
-        raise StepError(f"{step.name}: there is nothing to run", remedy="Give `images` or `text`.")
+        raise StepError("there is nothing to run", remedy="Give `images` or `text`.")
     tokens = int(step.options["prompt_tokens"])
     first = next(iter(open_samples(model, text.kind, text.paths, {"samples": 1, "tokens": tokens})))
     return replace(first, input_ids=first.input_ids[:, :tokens])

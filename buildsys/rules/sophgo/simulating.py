@@ -99,7 +99,7 @@ def simulate(
     if process.returncode != 0:
         said = "\n".join(f"  {line[:300]}" for line in last)
         raise StepError(
-            f"{step.name}: {made.path.name} does not run in the simulator "
+            f"{made.path.name} does not run in the simulator "
             f"(exit code {process.returncode}); it said last:\n{said}",
             remedy=f"`qbuild log {step.name}` shows all that it said.",
         )

@@ -82,7 +82,8 @@ def weight_file(net: str, words: list[str]) -> str:
     """The file of weights that a net's description names; "" where it names none."""
     with open(os.path.join(net, words[words.index("--mlir") + 1]), "rb") as file:
         named = WEIGHTS.search(file.read(1 << 16))
-    return os.path.join(net, named[1].decode()) if named else ""
+    # Heads that only choose a token have no weights, and say None.
+    return os.path.join(net, named[1].decode()) if named and named[1] != b"None" else ""
 
 
 def run_all(waiting: list[Task], total: int, settings: dict[str, Any]) -> int:
