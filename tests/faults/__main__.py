@@ -37,6 +37,7 @@ def main() -> int:
         return range(math.ceil(fault.rounds * words.rounds / FULL))
 
     chosen = [fault for name, fault in FAULTS.items() if not words.only or name in words.only]
+    chosen.sort(key=lambda fault: -fault.rounds)
     print(HEAD, flush=True)
     say = partial(print, flush=True)
     tallies = campaign(chosen, rounds_of, words.seed, words.few, words.jobs, say)

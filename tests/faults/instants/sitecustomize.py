@@ -54,11 +54,21 @@ def passes(name: str, subject: object) -> bool:
     return left == 0 and bool(half)
 
 
+def shown(word: object) -> str:
+    """A path as it is; of a descriptor the path that it was opened by."""
+    if isinstance(word, bytes):
+        return os.fsdecode(word)
+    try:
+        return os.readlink(f"/proc/self/fd/{word}") if isinstance(word, int) else str(word)
+    except OSError:
+        return str(word)  # a mode
+
+
 def counted(module: Any, name: str) -> None:
     real: Callable[..., Any] = getattr(module, name)
 
     def call(*words: Any, **more: Any) -> Any:
-        passes(name, words[0] if words else "")
+        passes(name, " ".join(map(shown, words)))
         return real(*words, **more)
 
     setattr(module, name, call)
@@ -68,7 +78,7 @@ def counted_write(name: str) -> None:
     real: Callable[..., int] = getattr(os, name)
 
     def call(fd: int, data: Any, *place: Any) -> int:
-        if passes(name, f"{fd} {bytes(data[:60])!r}"):
+        if passes(name, f"{shown(fd)} {bytes(data[:60])!r}"):
             real(fd, data[: len(data) // 2], *place)
             die()
         return real(fd, data, *place)
@@ -103,7 +113,7 @@ def watch() -> None:
                 return found
 
             def call(*words: Any) -> Any:
-                passes(name, words[1] if len(words) > 1 else "")
+                passes(name, " ".join(map(shown, words[1:4:2])))
                 return found(*words)
 
             return call
