@@ -31,12 +31,14 @@ def parse(url: str) -> Address:
     given = dict(urllib.parse.parse_qsl(found.query, keep_blank_values=True))
     known = {"workers"} if found.netloc == "local" else {"wait"}
     if given.keys() - known:
-        raise UsageError(f"{url}: unknown word '{min(given.keys() - known)}'", remedy=FORMS)
+        raise UsageError(
+            f"{url}: unknown word '{min(given.keys() - known)}'", remedy=f"Known: {FORMS}."
+        )
     require_dask()
     if found.netloc == "local":
         return Address("", int(_number(url, given.get("workers", str(WORKERS)), least=1)), 60.0)
     if not found.hostname or _port(found) is None:
-        raise UsageError(f"{url}: a host and a port are needed", remedy=FORMS)
+        raise UsageError(f"{url}: a host and a port are needed", remedy=f"Known: {FORMS}.")
     return Address(f"tcp://{found.netloc}", 0, _number(url, given.get("wait", str(WAIT)), least=0))
 
 
@@ -59,5 +61,7 @@ def _number(url: str, word: str, *, least: float) -> float:
     except ValueError:
         value = -1.0
     if not least <= value < 1e6:
-        raise UsageError(f"{url}: '{word}' is not a number of {least} or more", remedy=FORMS)
+        raise UsageError(
+            f"{url}: '{word}' is not a number of {least} or more", remedy=f"Known: {FORMS}."
+        )
     return value

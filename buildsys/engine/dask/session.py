@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from buildsys.engine.staleness import Machine
     from buildsys.plan.graph import Json
 
+AHEAD = 2  # times what workers can run at once is sent to them
 NOTHING = Entries({}, {}, (), 0)
 
 
@@ -55,19 +56,20 @@ class Session:
         return as_workers_have(here, self._connected().offers)
 
     def capacity(self, jobs: int | None, gpus: int) -> Capacity:
-        """Of all workers together."""
+        """Of all workers together, and AHEAD times that: the scheduler there places a step only
+        where there is room for it, and a worker that has its next one need not wait for us."""
         if not self._address.scheduler:
             return machine_capacity(jobs, gpus, self._memory)
         offers = list(self._connected().offers.values())
         licences: Counter[str] = Counter()
-        for offer in offers:
+        for offer in offers * AHEAD:
             licences.update(offer.licences)
-        threads = sum(offer.cpus for offer in offers)
+        threads = AHEAD * sum(offer.cpus for offer in offers)
         return Capacity(
             jobs=threads if jobs is None else jobs,
             threads=threads,
-            memory=sum(offer.memory for offer in offers),
-            gpus=sum(offer.gpus for offer in offers),
+            memory=AHEAD * sum(offer.memory for offer in offers),
+            gpus=AHEAD * sum(offer.gpus for offer in offers),
             licences=dict(licences),
             most=max(offer.memory for offer in offers),
         )

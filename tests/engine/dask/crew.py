@@ -89,7 +89,7 @@ class Crew:
         ]
         words += ["--no-dashboard", "--scheduler-file", str(file)]
         self.scheduler = self.start(words, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1")
-        until(file.exists, "scheduler")
+        until(lambda: file.exists() and file.read_text().rstrip().endswith("}"), "scheduler")
         self.url = json.loads(file.read_text())["address"].replace("tcp:", "dask:")
 
     def worker(self, *words: str, cpus: int = 1, wait: bool = True, **environment: str) -> Running:
