@@ -101,12 +101,19 @@ def make(step: StepContext) -> None:
 
 
 def compiler_for(toolchain: Mapping[str, str], arch: str) -> list[str]:
-    """The compiler, told which Hexagon. Source: zig 0.17 takes HVX as features of the processor,
-    clang as options of its own."""
+    """The compiler, told which Hexagon. Raises StepError for one that is too old for it.
+
+    Source: zig 0.17 takes HVX as features of the processor, clang as options of its own.
+    """
     if toolchain.get("distribution") == "ziglang":
         processor = f"-mcpu=hexagon{arch}+hvx{arch}+hvx_length128b"
         zig = f"{toolchain['root']}/ziglang/zig"
         return [zig, "cc", "-target", "hexagon-linux-none", processor]
+    if toolchain["version"] == "19" and ARCHS.index(arch) > ARCHS.index("v73"):
+        raise StepError(
+            f"clang 19 does not know {arch}: v73 is the last that it does",
+            remedy="zig's clang does: qbuild toolchain install hexagon-llvm",
+        )
     hvx = [f"-m{arch}", f"-mhvx={arch}", "-mhvx-length=128B"]
     return [toolchain["program"], "--target=hexagon-unknown-linux-musl", *hvx, "-fuse-ld=lld"]
 

@@ -112,6 +112,8 @@ def test_debians_clang_is_told_in_its_own_words() -> None:
     argv = compiler_for({"program": "/usr/bin/clang-19", "version": "19"}, "v73")
     assert argv[0] == "/usr/bin/clang-19"
     assert {"-mv73", "-mhvx=v73", "-mhvx-length=128B"} <= {*argv}
+    with pytest.raises(StepError, match="clang 19 does not know v75"):
+        compiler_for({"program": "/usr/bin/clang-19", "version": "19"}, "v75")
 
 
 @pytest.mark.skipif(shutil.which("clang-19") is None, reason="clang-19 is not installed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def make_sdks(folder: Path, hexagon_version: str = "5.5.0.1", qnn: str = "2.40.0
     (sdks.ndk / PLACE / "sysroot").mkdir(parents=True)
     android = [zig, "cc", "-target", "aarch64-linux-none", *ALONE]
     _recorder(sdks, sdks.ndk / PLACE / "bin" / "clang++", android)
-    _recorder(sdks, sdks.programs / "clang++", ["/usr/bin/g++"])
+    _recorder(sdks, sdks.programs / "clang++", [shutil.which("g++") or "g++"])
     return sdks
 
 
