@@ -62,10 +62,10 @@ def remount(world: World, how: str) -> None:
 
 
 @contextmanager
-def filled(world: World, pages: int) -> Iterator[None]:
-    """So many pages are free, as long as this lasts."""
-    filler = world.seen.parent / "filler"
-    found = os.statvfs(world.seen)
+def filled(room: Path, pages: int) -> Iterator[None]:
+    """So many pages of a disk are free, as long as this lasts."""
+    filler = room / "filler"
+    found = os.statvfs(room)
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail - pages) * PAGE)
     try:
@@ -97,7 +97,7 @@ def full_disk_at_a_random_moment(world: World, chance: random.Random) -> None:
         # Few pages: qbuild's own files; many: what steps write.
         pages = chance.choice((chance.randint(0, 60), chance.randint(0, 1500)))
         with world.told(f"{pages} pages free"):
-            with filled(world, pages):
+            with filled(world.seen.parent, pages):
                 fails_for_want_of_room(world)
                 fails_for_want_of_room(world)
             world.recover()
@@ -121,36 +121,36 @@ def disk_without_inodes(world: World, chance: random.Random) -> None:
 
 @fault(rounds=10)
 def full_disk_under_the_store(world: World, chance: random.Random) -> None:
-    """It costs a warning and no build; what is in the store is whole."""
-    store = world.folder.parent / "own-store"
+    """It costs a warning and no build; what is in the store is whole. The shared cache is on the
+    same disk."""
+    large = world.folder
     with small_disk(world):
-        # The project goes back to a large disk; the store stays on the small one.
         room = world.seen.parent
+        move_back(world, large)
         world.command = (*world.command, "--cache", f"file://{ROOM}/shared")
         world.store = Path(ROOM, "store")
         world.must()
         world.edit_source("src1", "two")
-        big = store / "project"
-        subprocess.run(["mkdir", "-p", str(big)], check=True)
-        in_room(world, "mount", "--bind", str(big), "/media")
-        subprocess.run(["cp", "-a", f"{world.seen}/.", str(big)], check=True)
-        world.folder, world.seen = Path("/media"), big
-        world.prefix = (*world.prefix[:-1], "/media")
-        found = os.statvfs(room)
-        filler = room / "filler"
-        with filler.open("wb") as file:
-            free = chance.randint(0, 300)
-            os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail - free) * PAGE)
-        with world.told(f"{free} pages free in the store"):
-            done = world.must()
-            expect(done.err.count("warning") <= 2, done.err)
-            world.compare()
-            world.settle()
-            filler.unlink()
+        pages = chance.randint(0, 300)
+        with world.told(f"{pages} pages free in the store"):
+            with filled(room, pages):
+                done = world.must()
+                expect(done.err.count("warning") <= 2, done.err)
+                world.compare()
+                world.settle()
             world.must("cache", "verify")
             world.cleaned = True
             world.must("clean")
             world.recover()
+
+
+def move_back(world: World, large: Path) -> None:
+    """The project goes back to the disk that it came from, and is seen in the room all the same."""
+    place = f"{ROOM}/large"
+    in_room(world, "mkdir", place)
+    in_room(world, "mount", "--bind", str(large), place)
+    world.folder, world.seen = Path(place), large
+    world.prefix = (*world.prefix[:-1], place)
 
 
 @fault(rounds=10)
