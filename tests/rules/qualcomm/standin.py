@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.hexagon.emulator import toolchain
 
 TOOLS = ("8.4.09", "8.5.03", "8.7.06", "19.0.04")
@@ -73,7 +75,10 @@ class Sdks:
 
 
 def make_sdks(folder: Path, hexagon_version: str = "5.5.0.1", qnn: str = "2.40.0.251030") -> Sdks:
-    """The three of them below `folder`."""
+    """The three of them below `folder`; skips the test where there is no make or gcc."""
+    for tool in ("make", "gcc", "g++", "ar"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"there is no {tool} here")
     sdks = Sdks(
         qnn=folder / "qairt",
         hexagon=folder / "Hexagon_SDK" / hexagon_version,
