@@ -74,6 +74,9 @@ class Place(Protocol):
     def capacity(self, jobs: int | None, gpus: int) -> Capacity:
         """What it gives to the build."""
 
+    def follow(self, jobs: int | None, gpus: int, resize: Callable[[Capacity], None]) -> None:
+        """Have `resize` told of every change of that, by the thread that polls the executor."""
+
     def close(self) -> None:
         """Nothing more is asked of it."""
 
@@ -266,6 +269,8 @@ def build(
     remember_plan(project)
     journal = Journal(folder.own("journal"), scene.entries)
     pool = Pool(capacity)
+    if tools.place is not None:
+        tools.place.follow(request.jobs, scene.machine.gpus, pool.resize)
     display = tools.display()
     cache = tools.cache(folder.root, scene.stamps, display.say)
     if cache is not None:

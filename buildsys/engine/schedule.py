@@ -54,9 +54,9 @@ class Pool:
         self._capacity = capacity
         self._taken: dict[str, Claim] = {}
 
-    @property
-    def capacity(self) -> Capacity:
-        return self._capacity
+    def resize(self, capacity: Capacity) -> None:
+        """There is more or less from here on; what was taken stays taken."""
+        self._capacity = capacity
 
     @property
     def jobs(self) -> int:

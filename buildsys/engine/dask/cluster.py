@@ -35,7 +35,7 @@ class Cluster:
     """A client of a scheduler, and the offers of the workers there.
 
     Invariant: `offers` has, by Dask address, the workers of ours that were there at the last
-    `look`; `sharing`, those of them that see the same store.
+    `look`; `sharing`, those of them that see the same store, for they have its file `known`.
     """
 
     def __init__(self, address: Address, store: str) -> None:
@@ -44,9 +44,10 @@ class Cluster:
         self.offers: dict[str, Offer] = {}
         self.sharing: set[str] = set()
         self.local: LocalWorkers | None = None
-        self._known = f"workers/seen-{os.urandom(8).hex()}"
+        self.known = f"workers/seen-{os.urandom(8).hex()}"
         self._store = store
         self._closed = False
+        self.changed: Callable[[], None] = lambda: None
         self._looked: frozenset[str] = frozenset()
         scheduler = address.scheduler
         if not scheduler:
@@ -61,7 +62,7 @@ class Cluster:
                 remedy="start one with `dask scheduler`, or use --executor dask://local",
             ) from error
         os.makedirs(f"{store}/workers", exist_ok=True)
-        with open(f"{store}/{self._known}", "w"):
+        with open(f"{store}/{self.known}", "w"):
             pass
 
     def start_workers(
@@ -98,7 +99,7 @@ class Cluster:
         )
         there = frozenset(told["workers"])
         if there != self._looked:
-            answers = self._ask(published, self._known, sorted(there - self.offers.keys()))
+            answers = self._ask(published, self.known, sorted(there - self.offers.keys()))
             self.offers = {name: each for name, each in self.offers.items() if name in there}
             for name, answer in answers.items():
                 if isinstance(answer, list):
@@ -106,6 +107,7 @@ class Cluster:
                     if answer[1]:
                         self.sharing.add(name)
             self._looked = there
+            self.changed()
         return self.offers
 
     def end(self, prefix: str) -> None:
@@ -118,7 +120,7 @@ class Cluster:
             return
         self._closed = True
         with suppress(FileNotFoundError):
-            os.unlink(f"{self._store}/{self._known}")
+            os.unlink(f"{self._store}/{self.known}")
         with suppress(TimeoutError, OSError):
             self.client.close(timeout=END)
         if self.local is not None:

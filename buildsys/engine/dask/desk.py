@@ -66,7 +66,10 @@ class Desk:
 
     async def take(self, parcel: Parcel) -> Answer:
         """Make what a parcel asks for."""
-        worker = self._offer.name
+        worker, store = self._offer.name, self._offer.store
+        if parcel.url is None and not os.path.exists(f"{store}/{parcel.known}"):
+            why = f"it uses another store ({store}), and there is no --cache to exchange artifacts"
+            return Answer("refused", worker, why=why)
         facts = self._derivation.facts(parcel.rule)
         if facts is None:
             return Answer("refused", worker, why=f"it has no rule '{parcel.rule}'")

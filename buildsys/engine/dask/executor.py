@@ -194,6 +194,7 @@ class DaskExecutor:
             cargoes=cargoes,
             machine=machine_id(),
             url=self._exchange.url,
+            known=self._cluster.known,
             again=order.id in self._forced,
         )
 

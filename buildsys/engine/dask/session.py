@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from buildsys.engine.dask.address import parse
@@ -73,6 +73,13 @@ class Session:
             licences=dict(licences),
             most=max(offer.memory for offer in offers),
         )
+
+    def follow(self, jobs: int | None, gpus: int, resize: Callable[[Capacity], None]) -> None:
+        """Workers come and go: have the capacity told as it is then."""
+        cluster = self._connected()
+        if cluster.local is None:
+            # With none left there is nothing to share out; the executor says so of each step.
+            cluster.changed = lambda: resize(self.capacity(jobs, gpus)) if cluster.offers else None
 
     def executor(self, lock_fd: int) -> Executor:
         """lock_fd: of the build folder; nothing on a worker writes there, so none keeps it."""

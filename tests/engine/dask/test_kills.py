@@ -75,6 +75,42 @@ def test_step_of_a_killed_worker_runs_elsewhere(
     assert (project / "build/kills/late").read_text() == "done\n"
 
 
+def test_step_of_a_worker_that_is_told_to_stop_runs_elsewhere(
+    crew: Crew, workers: list[Running], project: Path
+) -> None:
+    """It says nothing of the step as if that had failed."""
+    gate = write_recipe(project)
+    build = crew.qbuild(project, "r.yaml")
+    first = who_runs(workers, gate)
+    below = first.children()
+    first.process.terminate()
+    assert first.process.wait(60) == 128 + 15
+    assert all_gone(below)
+    who_runs([each for each in workers if each is not first], gate)
+    gate.touch()
+    assert build.process.wait(60) == 0, build.text
+    assert "built 2" in build.text
+
+
+def test_worker_that_joins_a_build_is_given_work(crew: Crew, project: Path) -> None:
+    """One worker runs one step and has a second; the others are for who comes."""
+    for each in _WORKERS[1:]:
+        each.end()
+    gate = write_recipe(project)
+    waits = {f"s{n}": ["sh", "-c", WAIT, str(gate), "${out}"] for n in range(4)}
+    steps = {name: {"rule": "command", "options": {"argv": argv}} for name, argv in waits.items()}
+    content = {"qbuild": 1, "name": "kills", "artifacts": steps}
+    (project / "r.yaml").write_text(json.dumps(content))
+    first = _WORKERS[0] if _WORKERS and _WORKERS[0].process.poll() is None else crew.worker()
+    build = crew.qbuild(project, "r.yaml")
+    who_runs([first], gate)
+    second = crew.worker(cpus=2)
+    _WORKERS[:] = [first, second]
+    until(lambda: len(second.runs(str(gate))) == 2, "two steps on the worker that came")
+    gate.touch()
+    assert build.process.wait(60) == 0, build.text
+
+
 def test_step_that_kills_its_workers_is_given_up_and_says_so(
     crew: Crew, workers: list[Running], project: Path
 ) -> None:
