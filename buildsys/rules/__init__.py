@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from buildsys.rules.spec import Rule
 
 NOT_RULES = frozenset(
-    {"int8_ladder", "lineage", "model_inputs", "python_quoting", "shell_quoting", "spec"}
+    {
+        "block_calibration",
+        "int8_ladder",
+        "lineage",
+        "model_inputs",
+        "python_quoting",
+        "shell_quoting",
+        "spec",
+    }
 )
 
 

@@ -75,7 +75,7 @@ RULE = Rule(
     name="int8-checkpoint",
     doc="int8.pth for mllm's NPU runtime: int8 weights, static ranges and clip flags.",
     inputs={
-        "model": model_input("config", "weights"),
+        "model": model_input("config", "weights", "tokenizer", "processor"),
         "rotation": ROTATION,
         "rescale": RESCALE,
         "scales": InputSpec(

@@ -7,11 +7,14 @@ float32 checkpoint in between.
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildsys.errors import StepError
+from buildsys.rules.block_calibration import METHODS, Calibrated, calibrate
 from buildsys.rules.lineage import same_inputs
 from buildsys.rules.model_inputs import MODEL_KINDS, RESCALE, ROTATION, digest_of, open_inputs
 from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
@@ -50,6 +53,11 @@ def check(step: Step, plan: Plan) -> Iterable[Problem]:
         if step.inputs.get("checkpoint") and step.inputs.get(name):
             remedy = f"Give `model` and `{name}`, or a checkpoint made with it."
             yield Problem(f"a checkpoint takes no {name} here", remedy, input=name)
+    if step.options.get("calibration"):
+        for name in ("model", "samples"):
+            if not step.inputs.get(name):
+                remedy = "The model is run on them, with the weights that are quantized."
+                yield Problem(f"calibration needs `{name}`", remedy, option="calibration")
     yield from same_inputs(step, plan, "rotation", ["model"])
     yield from same_inputs(step, plan, "rescale", ["model", "rotation"])
 
@@ -68,7 +76,13 @@ RULE = Rule(
             "Instead of a checkpoint: the model itself. Beside a .mllm v1: its shapes.",
             kinds=MODEL_KINDS,
             required=False,
-            parts=("config", "weights"),
+            parts=("config", "weights", "tokenizer", "processor"),
+        ),
+        "samples": InputSpec(
+            "Text and images for `calibration`.",
+            kinds=("text", "images"),
+            many=True,
+            required=False,
         ),
         "rotation": ROTATION,
         "rescale": RESCALE,
@@ -87,9 +101,16 @@ RULE = Rule(
             "description": "Type of a tensor whose rows do not divide into blocks; without one "
             "that is an error. Every use is logged and noted.",
         },
+        "calibration": {
+            "enum": [None, *METHODS],
+            "default": None,
+            "description": "How linears of the language model are rounded, in the same format. "
+            "gptq (Q4_0, Q4_K): levels make up for each other's errors on `samples`. imatrix "
+            "(Q4_0): scales by the importance of each column, with ggml's bytes.",
+        },
         "version": {"enum": [1, 2], "default": 1, "description": "Version of the .mllm file."},
     },
-    distributions=("torch", "numpy"),
+    distributions=("torch", "numpy", "transformers", "tokenizers", "pillow"),
     worker="python",
     float_sums=True,
     check=check,
@@ -104,10 +125,13 @@ def make(step: StepContext) -> None:
     _tell_fallbacks(step, targets)
     _check_version(step, targets)
     entries = [_entry(source, target) for target in targets]
-    with _writer(step, entries) as writer:
-        for done, target in enumerate(targets):
-            step.progress(done, len(targets), "tensors")
-            _write(source, target, writer)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = step.options["calibration"]
+        made = calibrate(step, source, targets, Path(folder)) if chosen else Calibrated()
+        with _writer(step, entries) as writer:
+            for done, target in enumerate(targets):
+                step.progress(done, len(targets), "tensors")
+                _write(source, target, writer, made)
     step.progress(len(targets), len(targets), "tensors")
     step.note("tensors", len(targets))
     step.note("types", dict(sorted(Counter(target.type for target in targets).items())))
@@ -214,7 +238,9 @@ def _writer(step: StepContext, entries: list[MllmEntry]) -> HeaderAndPayloads:
     return MllmV2Writer(step.out, entries)
 
 
-def _write(source: TensorSource, target: Target, writer: HeaderAndPayloads) -> None:
+def _write(
+    source: TensorSource, target: Target, writer: HeaderAndPayloads, calibrated: Calibrated
+) -> None:
     """Stream one tensor through its quantizer, in runs of whole rows."""
     import torch
 
@@ -223,9 +249,14 @@ def _write(source: TensorSource, target: Target, writer: HeaderAndPayloads) -> N
     if target.type.startswith(PACKED):
         _write_packed(source, target, writer)
         return
+    first = 0
     for values in _rows(source, target):
         if target.type == "F32":
             writer.write_part(target.name, values)
+        elif target.source in calibrated:
+            blocks = calibrated.make(target.source, values.numpy(), first)
+            writer.write_part(target.name, torch.from_numpy(blocks.reshape(-1)))
+            first += len(values)
         else:
             blocks = quantize(values.numpy(), target.type, name=target.source)
             writer.write_part(target.name, torch.from_numpy(blocks.reshape(-1)))

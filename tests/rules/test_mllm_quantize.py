@@ -15,11 +15,19 @@ from safetensors.torch import load_file, save_file
 from buildsys.errors import Location, StepError
 from buildsys.formats.checkpoint import open_checkpoint
 from buildsys.formats.errors import FormatError
+from buildsys.models.linear_inputs import inputs_by_layer
+from buildsys.models.open import open_model
+from buildsys.models.samples import open_samples
+from buildsys.models.variant import open_variant
 from buildsys.plan.graph import Plan, Ref, Step
 from buildsys.quant import kleidiai
 from buildsys.quant.errors import QuantError
+from buildsys.quant.gptq import layer_loss
 from buildsys.quant.mllm_blocks import quantize
 from buildsys.rules.mllm_quantize import check
+from buildsys.rules.spec import Input
+from tests import tiny_models
+from tests.rules.plans import plan_of
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
@@ -283,3 +291,53 @@ def test_golden_tensors_are_what_the_names_say(golden: Path):
     """The file that the byte tests compare with is mllm's, of this model."""
     names = set(load_file(golden / "mllm_qwen2_tiny" / "model.safetensors"))
     assert set(stored_types(golden / "mllm_qwen2_tiny" / "rot_Q4_K.mllm")) == names
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("gptq", "Q4_0"), ("gptq", "Q4_K"), ("imatrix", "Q4_0")]
+)
+def test_calibrated_blocks_keep_the_format_and_bring_the_layers_nearer(
+    make: Callable[..., Any], tmp_path: Path, method: str, kind: str
+):
+    new = tiny_models.new_qwen2(hidden_size=256, intermediate_size=256, head_dim=64)
+    folder = tiny_models.save_model(new, tmp_path / "model")
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 30)
+    options = {"samples": 8, "tokens": 128}
+    samples = Input("text", "text", {"path": tmp_path / "text.txt"}, "d", options)
+    inputs = {"model": folder, "samples": [samples]}
+    plain = make("mllm-quantize", "plain.mllm", inputs, {"type": kind})
+    made = make("mllm-quantize", "q.mllm", inputs, {"type": kind, "calibration": method})
+    assert made.notes["types"] == plain.notes["types"]
+    assert made.notes["calibrated"] == 14
+    assert made.out.stat().st_size == plain.out.stat().st_size
+    opened = open_model(folder)
+    windows = open_samples(opened, "text", {"path": tmp_path / "text.txt"}, options)
+    (tmp_path / "states").mkdir()
+    layers = inputs_by_layer(opened, opened.tensors, [windows], tmp_path / "states")
+    plain_tensors, made_tensors = (
+        open_variant(file, opened.family).tensors for file in (plain.out, made.out)
+    )
+    first = next(iter(layers))  # what the first layer reads is the same in both
+    for linear in ("self_attn.q_proj", "self_attn.v_proj"):
+        name = f"model.layers.0.{linear}"
+        H = first[name].H if method == "gptq" else first[name].H.diagonal().diag()
+        W = opened.tensors.read(f"{name}.weight")
+        losses = [
+            layer_loss(W, tensors.read(f"{name}.weight"), H)
+            for tensors in (plain_tensors, made_tensors)
+        ]
+        assert losses[1] < losses[0]
+
+
+def test_calibration_without_samples_or_of_no_linear_is_refused(
+    make: Callable[..., Any], qwen2_folder: Path, tmp_path: Path
+):
+    (tmp_path / "text.txt").write_text("abc " * 100)
+    samples = Input("text", "text", {"path": tmp_path / "text.txt"}, "d", {"tokens": 32})
+    inputs = {"model": qwen2_folder, "samples": [samples]}
+    with pytest.raises(StepError, match="imatrix is for Q4_0"):
+        make("mllm-quantize", "q.mllm", inputs, {"type": "Q8_0", "calibration": "imatrix"})
+    step, plan = plan_of(
+        "q.mllm", "mllm-quantize", options={"type": "Q4_0", "calibration": "gptq"}, model="m"
+    )
+    assert [problem.option for problem in check(step, plan)] == ["calibration"]
