@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildsys.devices.errors import DeviceRefused
@@ -44,8 +45,9 @@ def check_built(
 
 
 def check_gates(project: Project) -> None:
-    """Raises DeviceRefused where a gate fails, or its figures are not there."""
-    gates = project.plan.gates
+    """Raises DeviceRefused where a gate fails, or its figures are not there. An optional artifact
+    that was not made has no figures."""
+    gates = [gate for gate in project.plan.gates if not _was_skipped(project, gate.artifact)]
     try:
         readings = read_gates(gates, project.folder)
     except FileNotFoundError as error:
@@ -55,3 +57,8 @@ def check_gates(project: Project) -> None:
     failed = [str(reading) for reading in readings if not reading.passed]
     if failed:
         raise DeviceRefused("not sent: " + "; ".join(failed))
+
+
+def _was_skipped(project: Project, artifact: str) -> bool:
+    step = project.plan.steps[project.plan.producer[artifact]]
+    return step.optional and not (Path(project.folder.root) / artifact).exists()

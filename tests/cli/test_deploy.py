@@ -184,6 +184,21 @@ def test_events_are_lines_of_json(project: Project) -> None:
     assert output == "<first>"
 
 
+def test_gates_of_an_optional_artifact_count_where_it_was_made(project: Project) -> None:
+    """Where its toolchain is missing it is skipped, and blocks nothing that does not need it."""
+    inputs = "    inputs: {src: src}\n    options: {argv: [sh"
+    optional = (RECIPE % project.there).replace(inputs, f"    optional: true\n{inputs}")
+    assert optional.count("optional: true") == 1
+    project.write(optional.replace("{loss: 2}", "{loss: 0.5}"))
+    project.deploy("--device", "far")
+    assert project.content("far") == {"model.bin": "hello"}
+    project.write(RECIPE % project.there)
+    project.deploy("--device", "far")  # makes the figures
+    project.write(optional.replace("{loss: 2}", "{loss: 0.5}"))
+    done = project.deploy("--device", "far", code=2)
+    assert "gate fails: figures.json loss = 1 > 0.5" in done.stderr
+
+
 def test_dry_run_writes_nothing_there(project: Project) -> None:
     project.deploy("--device", "far")
     done = project.deploy("--device", "near", "--dry-run", "--no-build", code=2)
