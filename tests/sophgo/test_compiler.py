@@ -171,23 +171,33 @@ def test_a_net_that_fails_is_named_with_what_it_said(
     assert "Traceback" not in message  # not of qbuild's own
 
 
-def gptq(linear: torch.nn.Linear, group: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A linear as a GPTQ checkpoint stores it with 4 bits, and the weights that this stands for."""
-    rows = linear.weight.detach().float().T  # [in, out], as the format counts
+def quantized(
+    linear: torch.nn.Linear, group: int, method: str
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A linear as a GPTQ or AWQ checkpoint stores it with 4 bits, and the weights that this stands
+    for. GPTQ packs along the rows and keeps zero points less one; AWQ packs along the columns, in
+    an order of its own."""
+    rows = linear.weight.detach().float().T  # [in, out], as both formats count
     grouped = rows.reshape(-1, group, rows.shape[1])
     low, high = grouped.amin(1), grouped.amax(1)
     scales = ((high - low) / 15).half()
-    zeros = (-low / scales.float()).round().clamp(1, 15)
+    zeros = (-low / scales.float()).round().clamp(1, 15).to(torch.int64)
     levels = (grouped / scales.float()[:, None] + zeros[:, None]).round().clamp(0, 15)
     restored = ((levels - zeros[:, None]) * scales.float()[:, None]).reshape(rows.shape)
     levels = levels.reshape(rows.shape).to(torch.int64)
-    stored = {
-        "qweight": packed(levels.reshape(-1, 8, levels.shape[1]).transpose(1, 2)),
-        "qzeros": packed((zeros.to(torch.int64) - 1).reshape(len(zeros), -1, 8)),
-        "scales": scales,
-        "g_idx": torch.arange(len(rows), dtype=torch.int32) // group,
-    }
-    return stored, restored.T.contiguous()
+    if method == "gptq":
+        stored = {
+            "qweight": packed(levels.reshape(-1, 8, levels.shape[1]).transpose(1, 2)),
+            "qzeros": packed((zeros - 1).reshape(len(zeros), -1, 8)),
+            "g_idx": torch.arange(len(rows), dtype=torch.int32) // group,
+        }
+    else:
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        stored = {
+            "qweight": packed(levels.reshape(len(rows), -1, 8)[..., order]),
+            "qzeros": packed(zeros.reshape(len(zeros), -1, 8)[..., order]),
+        }
+    return {**stored, "scales": scales}, restored.T.contiguous()
 
 
 def packed(fours: torch.Tensor) -> torch.Tensor:
@@ -196,25 +206,29 @@ def packed(fours: torch.Tensor) -> torch.Tensor:
     return (fours << shifts).sum(-1).to(torch.int32)
 
 
-def test_a_gptq_checkpoint_passes_through(project: Path, compiler: dict[str, str]) -> None:
+@pytest.mark.parametrize("method", ["gptq", pytest.param("awq", marks=pytest.mark.slow)])
+def test_a_quantized_checkpoint_passes_through(
+    method: str, project: Path, compiler: dict[str, str]
+) -> None:
     """The bmodel computes what the checkpoint's dequantized weights compute."""
     torch.manual_seed(1)
     model: Any = tiny_models.new_qwen2(**TINY).half()
     stored: dict[str, torch.Tensor] = {}
     for name, linear in model.model.layers.named_modules():
         if isinstance(linear, torch.nn.Linear):
-            parts, restored = gptq(linear, 64)
+            parts, restored = quantized(linear, 64, method)
             stored |= {f"model.layers.{name}.{part}": each for part, each in parts.items()}
             linear.weight.data = restored.half()
     dequantized = tiny_models.save_model(model, project / "dequantized")
-    quantized = Path(shutil.copytree(dequantized, project / "quantized"))
+    folder = Path(shutil.copytree(dequantized, project / "quantized"))
     for name, tensor in tiny_models.weights_of(dequantized).items():
         if f"{name.removesuffix('.weight')}.qweight" not in stored:
             stored[name] = tensor
-    save_file(stored, quantized / "model.safetensors")
-    config = json.loads((quantized / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 64}
-    (quantized / "config.json").write_text(json.dumps(config))
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    how = {"quant_method": method, "bits": 4, "group_size": 64, "version": "gemm"}
+    config["quantization_config"] = how
+    (folder / "config.json").write_text(json.dumps(config))
     (project / "recipes" / "gptq.yaml").write_text(GPTQ_RECIPE)
     qbuild(project, compiler, "all", "recipes/gptq.yaml")
     build = project / "build" / "gptq"

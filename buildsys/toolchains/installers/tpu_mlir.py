@@ -47,30 +47,39 @@ def install(destination: Path, job: Job) -> None:
     _check_machine()
     python = _python(job)
     wheels = destination.with_name(f"{destination.name}.wheels")
-    requirements = _requirements(job, wheels)
-    job.say("fetching TPU-MLIR and what it needs (400 MB)")
+    lines = _requirements(job)
     pip = _pip(python)
-    platforms = [word for tag in PLATFORMS for word in ("--platform", tag)]
-    target: Words = ["--python-version", "3.10", "--implementation", "cp", *platforms]
-    hashed: Words = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", requirements]
-    fetch: Words = [*pip, "download", "--progress-bar=off", "--no-cache-dir", "-d", wheels]
-    job.run([*fetch, *target, *hashed])
+    _fetch(job, pip, wheels, lines)
     if destination.exists():
         shutil.rmtree(destination)  # a killed pip leaves packages that look whole and are not
     job.say(f"making an environment with {python}")
     job.run([python, "-m", "venv", "--without-pip", destination])
-    into: Words = [
-        "--no-index",
-        "--find-links",
-        wheels,
-        "--no-compile",
-        "--no-warn-script-location",
-    ]
-    inside_python: Words = ["--python", destination / "bin" / "python"]
-    job.run([*pip, *inside_python, "install", "--progress-bar=off", *into, *hashed])
+    into: Words = ["--python", destination / "bin" / "python", "install", "--no-compile"]
+    offline: Words = ["--no-index", "--find-links", wheels, "--no-warn-script-location"]
+    job.run([*pip, *into, *offline, *_hashed(wheels, lines)])
     _adapt(destination / SITE_PACKAGES)
     _self_test(destination, job)
     shutil.rmtree(wheels)
+
+
+def _fetch(job: Job, pip: Words, wheels: Path, lines: list[str]) -> None:
+    """Fetch the wheels. pip leaves nothing where it is killed before it has them all: so the
+    large one, which comes first, is fetched by itself."""
+    wheels.mkdir(parents=True, exist_ok=True)
+    job.say("fetching TPU-MLIR and what it needs (400 MB)")
+    platforms = [word for tag in PLATFORMS for word in ("--platform", tag)]
+    target: Words = ["--python-version", "3.10", "--implementation", "cp", *platforms]
+    for part in (lines[:1], lines[1:]):
+        fetch: Words = [*pip, "download", "--no-cache-dir", "-d", wheels, *target]
+        job.run([*fetch, *_hashed(wheels, part)])
+
+
+def _hashed(wheels: Path, lines: list[str]) -> Words:
+    """pip's words for requirements with digests, and for nothing that these bring along."""
+    path = wheels / "requirements.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    checks: Words = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", path]
+    return ["--progress-bar=off", *checks]
 
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -106,14 +115,10 @@ def _python(job: Job) -> str:
     return python
 
 
-def _requirements(job: Job, wheels: Path) -> Path:
+def _requirements(job: Job) -> list[str]:
     """The pinned requirements of the toolchain's file, each with its digest, as pip reads them."""
-    wheels.mkdir(parents=True, exist_ok=True)
     pinned: dict[str, str] = job.described["options"]["requirements"]
-    lines = [f"{name} --hash=sha256:{digest}\n" for name, digest in pinned.items()]
-    path = wheels / "requirements.txt"
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return [f"{name} --hash=sha256:{digest}\n" for name, digest in pinned.items()]
 
 
 def _pip(python: str) -> Words:
