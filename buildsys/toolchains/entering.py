@@ -113,7 +113,12 @@ def why_untrusted(
     if hash_file(path) in known:
         return None
     script = described["enter"]["source"]
-    return f"{path} runs {script} of it. If that may be: qbuild toolchain trust {name}"
+    return f"{path} runs {script} of it, and is not trusted"
+
+
+def how_to_trust(name: str) -> str:
+    """The command for a person who agrees."""
+    return f"qbuild toolchain trust {name}"
 
 
 def trust(path: str, environment: Mapping[str, str]) -> str:

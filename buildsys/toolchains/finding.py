@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.store.place import store_root
 from buildsys.toolchains.definitions import definition
-from buildsys.toolchains.entering import entered, joined, why_untrusted
+from buildsys.toolchains.entering import entered, how_to_trust, joined, why_untrusted
 from buildsys.toolchains.installed import installed_folder
 from buildsys.toolchains.places import UNSET, Found, in_folder, in_python, on_path
 
@@ -42,7 +42,9 @@ def find_toolchains(
         outcome = find(described, environment, name)
         if isinstance(outcome, Found) and "enter" in described:
             untrusted = why_untrusted(name, described, folders, environment)
-            outcome = untrusted or entered(outcome, described["enter"])
+            outcome = entered(outcome, described["enter"])
+            if untrusted:
+                outcome = f"{untrusted}. If that may be: {how_to_trust(name)}"
         if isinstance(outcome, Found):
             found[name] = outcome
         else:

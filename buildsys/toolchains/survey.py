@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from buildsys.toolchains.definitions import definition, known_names
-from buildsys.toolchains.entering import why_untrusted
+from buildsys.toolchains.entering import how_to_trust, why_untrusted
 from buildsys.toolchains.finding import Found, find
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def look(
     # Without "get", the reason alone: what mends it is a field of its own.
     bare = {key: value for key, value in described.items() if key != "get"}
     outcome = find(bare, environment, name)
+    untrusted = None
     if isinstance(outcome, Found) and "enter" in described:
-        outcome = why_untrusted(name, described, folders, environment) or outcome
+        untrusted = why_untrusted(name, described, folders, environment)
+        outcome = untrusted or outcome
     fields = outcome.fields if isinstance(outcome, Found) else {}
     tool = fields.get("distribution") or fields.get("program", "").rpartition("/")[2]
     version = " ".join(filter(None, (tool, fields.get("version", ""))))
@@ -61,7 +63,7 @@ def look(
         path=fields.get("root", ""),
         unlocks=tuple(map(str, described.get("unlocks") or ())),
         why="" if isinstance(outcome, Found) else outcome,
-        get=str(described.get("get", "")),
-        page=str(described.get("page", "")),
-        install="install" in described,
+        get=how_to_trust(name) if untrusted else str(described.get("get", "")),
+        page="" if untrusted else str(described.get("page", "")),
+        install="install" in described and not untrusted,
     )
