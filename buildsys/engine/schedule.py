@@ -55,7 +55,7 @@ class Pool:
         self._taken: dict[str, Claim] = {}
 
     def resize(self, capacity: Capacity) -> None:
-        """There is more or less from here on; what was taken stays taken."""
+        """There is more or less from here on. What was taken stays taken, even if that is more."""
         self._capacity = capacity
 
     @property
