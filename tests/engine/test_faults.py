@@ -288,6 +288,48 @@ def test_folder_replaces_folder_file_replaces_folder_and_back(shop: Shop) -> Non
     assert contents(shop) == {"d/sub/three": "x"}
 
 
+class NoExchange:
+    """A C library on a file system that cannot exchange two names."""
+
+    def renameat2(self, *arguments: object) -> int:
+        return -1
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_kill_where_a_folder_must_be_moved_aside_first(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Killed before the old one is moved, between the two renames, and never."""
+
+    def tree(order: Order) -> None:
+        out(order).mkdir()
+        (out(order) / "f").write_text(order.context["options"]["text"])
+
+    monkeypatch.setattr("buildsys.engine.commit._libc", NoExchange())
+    shop.source("src", "x")
+    shop.actions["d/"] = tree
+    shop.step("d/", "src", options={"text": "one"})
+    shop.build()
+    shop.step("d/", "src", options={"text": "two"})
+    rename, left = os.rename, [renames]
+
+    def counted(source: str, target: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    def build() -> None:
+        monkeypatch.setattr("buildsys.engine.commit.os.rename", counted)
+        shop.build()
+
+    assert in_child(build) == (0 if renames == 3 else -signal.SIGKILL)
+    assert contents(shop) == [{"d/f": "one"}, {}, {"d/f": "two"}][renames - 1]
+    assert shop.build().ran == ([] if renames == 3 else ["d/"])
+    assert contents(shop) == {"d/f": "two"}
+    assert not staging(shop)
+
+
 def test_edit_inside_a_folder_artifact_rebuilds_it(shop: Shop) -> None:
     def tree(order: Order) -> None:
         out(order).mkdir()
