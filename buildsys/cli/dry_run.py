@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from buildsys.cli.build_steps import request_of
+from buildsys.cli.build_steps import place_of, request_of
 from buildsys.cli.build_words import project_of
 from buildsys.cli.inspect import size
 from buildsys.cli.window import listed, show
-from buildsys.engine.build import judge_all, to_run
+from buildsys.engine.build import closing_place, judge_all, to_run
 from buildsys.engine.forecast import Forecast, StepForecast, forecast
 from buildsys.engine.progress import duration
 from buildsys.engine.project import survey_of
@@ -32,12 +33,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("-n runs nothing that could be traced")
     project, words = project_of(args)
     request = request_of(args, project, words)
-    scene = survey_of(project, request.forced)
+    place = place_of(args, request)
+    with closing_place(place):
+        machine = None if place is None else place.machine(project)
+        scene = survey_of(project, request.forced, machine)
+        at_once = partial(machine_capacity, memory=request.memory)
+        capacity = (at_once if place is None else place.at_once)(request.jobs, scene.machine.gpus)
     judge_all(scene.survey, request.selection)
     temporaries = Temporaries(project.folder.root, scene.survey, request.named)
     names = to_run(scene.survey, request.selection, temporaries)
     store = None if args.no_cache else store_root(os.environ)
-    capacity = machine_capacity(request.jobs, scene.machine.gpus, request.memory)
     found = forecast(project, scene, names, capacity, store)
     if args.log_format == "json":
         print(json.dumps(as_json(found, skipped(scene.survey)), indent=1))

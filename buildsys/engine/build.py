@@ -105,7 +105,7 @@ def build_what_is_stale(
     Raises QbuildError before anything runs for what cannot be made, and after, where the disk
     takes nothing more; failures of steps are in the outcome.
     """
-    with closing_place(tools), locked(project, tools.say) as lock_fd:
+    with closing_place(tools.place), locked(project, tools.say) as lock_fd:
         if lock_fd >= 0:
             sweep(project.folder.own("staging"))
             remove_half_written(project.folder.own(""))
@@ -140,12 +140,13 @@ def build_what_is_stale(
 
 
 @contextmanager
-def closing_place(tools: Tools) -> Iterator[None]:
+def closing_place(place: Place | None) -> Iterator[None]:
+    """However it ends, nothing more is asked of where steps run."""
     try:
         yield
     finally:
-        if tools.place is not None:
-            tools.place.close()
+        if place is not None:
+            place.close()
 
 
 def refuse_missing_sources(project: Project, names: Collection[str]) -> None:

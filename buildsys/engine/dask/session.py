@@ -58,18 +58,31 @@ class Session:
     def capacity(self, jobs: int | None, gpus: int) -> Capacity:
         """Of all workers together, and AHEAD times that: the scheduler there places a step only
         where there is room for it, and a worker that has its next one need not wait for us."""
+        one = self.at_once(jobs, gpus)
+        if not self._address.scheduler:
+            return one
+        return one._replace(
+            jobs=AHEAD * one.jobs if jobs is None else jobs,
+            threads=AHEAD * one.threads,
+            memory=AHEAD * one.memory,
+            gpus=AHEAD * one.gpus,
+            licences={name: AHEAD * count for name, count in one.licences.items()},
+        )
+
+    def at_once(self, jobs: int | None, gpus: int) -> Capacity:
+        """What all workers together run at a time."""
         if not self._address.scheduler:
             return machine_capacity(jobs, gpus, self._memory)
         offers = list(self._connected().offers.values())
         licences: Counter[str] = Counter()
-        for offer in offers * AHEAD:
+        for offer in offers:
             licences.update(offer.licences)
-        threads = AHEAD * sum(offer.cpus for offer in offers)
+        threads = sum(offer.cpus for offer in offers)
         return Capacity(
             jobs=threads if jobs is None else jobs,
             threads=threads,
-            memory=AHEAD * sum(offer.memory for offer in offers),
-            gpus=AHEAD * sum(offer.gpus for offer in offers),
+            memory=sum(offer.memory for offer in offers),
+            gpus=sum(offer.gpus for offer in offers),
             licences=dict(licences),
             most=max(offer.memory for offer in offers),
         )

@@ -173,6 +173,7 @@ def test_step_goes_to_the_worker_with_the_toolchain_of_its_key(crew: Crew, proje
     (project / "toolchains").symlink_to(crew.root / "toolchains")
     argv = ["sh", "-c", f'cat "$0/version.txt" > "$1" # {project}', "${toolchain.root}", "${out}"]
     write(project, told={"rule": "command", "toolchain": "sdk", "options": {"argv": argv}})
+    assert "would run told: never built" in done(crew.qbuild(project, "r.yaml", "-n"))
     done(crew.qbuild(project, "r.yaml"))
     first = (project / "build/steps/told").read_text()
     assert first in ("version 1.0\n", "version 2.0\n")
