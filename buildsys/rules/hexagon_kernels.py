@@ -91,7 +91,7 @@ def make(step: StepContext) -> None:
     soname = f"-Wl,-soname,{step.out.name}"
     argv = [*compiler, *FLAGS, *LINKED, soname, *sources, "-o", "library.so"]
     run_program(step, argv, work, cache_of(work))
-    check_library(work / "library.so", f"Hexagon {step.options['arch']}", step.name)
+    check_library(work / "library.so", f"Hexagon {step.options['arch']}")
     (work / "library.so").rename(step.out)
     if "header" in step.outputs:
         shutil.copyfile(find_template(step.options["header"]), step.outputs["header"])
@@ -141,13 +141,13 @@ def laid_out(step: StepContext, work: Path) -> list[str]:
     seen: dict[str, Path] = {}
     for path in files:
         if path.name in seen:
-            message = f"{step.name}: two sources are called {path.name}: {seen[path.name]}, {path}"
+            message = f"two sources are called {path.name}: {seen[path.name]}, {path}"
             raise StepError(message)
         seen[path.name] = path
         (work / path.name).symlink_to(path.resolve())
     found = sorted(name for name in seen if name.endswith(".c"))
     if not found:
-        raise StepError(f"{step.name}: there is no .c file among the sources")
+        raise StepError("there is no .c file among the sources")
     return found
 
 

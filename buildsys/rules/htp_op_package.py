@@ -87,23 +87,23 @@ def make(step: StepContext) -> None:
 
     options, target = step.options, step.options["target"]
     arch = target.removeprefix("htp_")
-    sources = find_op_sources(step.one("sources").path, options["package"], step.name)
+    sources = find_op_sources(step.one("sources").path, options["package"])
     check_qnn_version(step)
     include = Path(step.toolchain["qnn-sdk.root"]) / "include" / "QNN"
-    check_headers(sources, include, step.toolchain["qnn-sdk.version"], step.name)
+    check_headers(sources, include, step.toolchain["qnn-sdk.version"])
     given = dict(options["archs"].get(arch, {}))
     if makes_its_makefile(step):
         installed = installed_tools(step, given)
-        given["tools"] = chosen_tools(arch, given.get("tools"), installed, step.name)
+        given["tools"] = chosen_tools(arch, given.get("tools"), installed)
         step.note("hexagon_tools", given["tools"])
     check_programs(step, arch, given)
     work = step.out.parent / ".package"
     folder = laid_out(step, sources, work, {arch: given})
     command = ["make", "-f", f"../{MAKEFILE}", f"PACKAGE_NAME={sources.package}"]
     environment = roots(step)
-    run_program(step, [*command, f"-j{step.threads}", target], folder, environment)
+    run_program(step, [*command, f"-j{step.threads}", target], folder, environment, " -o build/")
     library = folder / "build" / output_folder(target) / f"libQnn{sources.package}.so"
-    check_library(library, machine(target), step.name)
+    check_library(library, machine(target))
     if "compile_commands" in step.outputs:
         write_compile_commands(step, [*command, "-n", "-B", target], folder, sources)
     library.rename(step.out)
@@ -125,7 +125,7 @@ def check_qnn_version(step: StepContext) -> None:
     wanted, have = step.options["qnn_version"], step.toolchain["qnn-sdk.version"]
     if wanted is not None and version_of(have) < version_of(wanted):
         raise StepError(
-            f"{step.name}: the sources are written for QNN SDK {wanted}, and {have} is installed",
+            f"the sources are written for QNN SDK {wanted}, and {have} is installed",
             remedy="Set QNN_SDK_ROOT to that version.",
         )
 
@@ -135,7 +135,7 @@ def installed_tools(step: StepContext, given: dict[str, Json]) -> list[str]:
     looked into: then the version is what the recipe says, and make finds it or not."""
     if "sdk" in given:
         if "tools" not in given:
-            raise StepError(f"{step.name}: with an `sdk` of its own, an arch needs its `tools` too")
+            raise StepError("with an `sdk` of its own, an arch needs its `tools` too")
         return [given["tools"]]
     folder = Path(step.toolchain["hexagon-sdk.root"]) / "tools" / "HEXAGON_Tools"
     return sorted(path.parent.name for path in folder.glob("*/Tools"))
@@ -147,7 +147,7 @@ def check_programs(step: StepContext, arch: str, given: dict[str, Json]) -> None
     for program in needed:
         if shutil.which(program.split()[0]) is None:
             raise StepError(
-                f"{step.name}: there is no {program} on PATH",
+                f"there is no {program} on PATH",
                 remedy=f"Debian: apt install {'make' if program == 'make' else 'clang libc++-dev'}",
             )
 
@@ -166,7 +166,7 @@ def laid_out(step: StepContext, sources: OpSources, work: Path, archs: dict[str,
     elif step.options["own_makefile"]:
         if sources.makefile is None:
             raise StepError(
-                f"{step.name}: there is no Makefile in {sources.folder}, nor one level above",
+                f"there is no Makefile in {sources.folder}, nor one level above",
                 remedy="Leave `own_makefile` out: qbuild has one.",
             )
         shutil.copyfile(sources.makefile, makefile)

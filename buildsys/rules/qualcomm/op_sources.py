@@ -29,10 +29,10 @@ class OpSources(NamedTuple):
     makefile: Path | None
 
 
-def find_op_sources(given: Path, package: str | None, name: str) -> OpSources:
+def find_op_sources(given: Path, package: str | None) -> OpSources:
     """The package in a folder, or somewhere below it. package: its name, if it is known.
 
-    Raises StepError where there is none, or several. name: of the artifact, for messages.
+    Raises StepError where there is none, or several.
     """
     found = sorted(_packages(given, DEPTH))
     if package is not None and len(found) > 1:
@@ -40,14 +40,14 @@ def find_op_sources(given: Path, package: str | None, name: str) -> OpSources:
     if not found:
         called = f" called {package}" if package else ""
         raise StepError(
-            f"{name}: there is no op package{called} in {given}: no folder with src/*.cpp and "
+            f"there is no op package{called} in {given}: no folder with src/*.cpp and "
             "src/ops/*.cpp",
             remedy="Give the folder of the package, such as mllm's LLaMAPackage.",
         )
     if len(found) > 1:
         places = ", ".join(str(folder.relative_to(given)) for folder in found)
         raise StepError(
-            f"{name}: there are several op packages in {given}: {places}",
+            f"there are several op packages in {given}: {places}",
             remedy="Give the folder of one of them, or its name: `package: NAME`.",
         )
     (folder,) = found
@@ -67,7 +67,7 @@ def _packages(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _packages(inner, depth - 1)
 
 
-def check_headers(sources: OpSources, include: Path, version: str, name: str) -> None:
+def check_headers(sources: OpSources, include: Path, version: str) -> None:
     """Do QNN's headers have what the sources use? Raises StepError naming the file and what.
 
     include: the SDK's include/QNN; version: the SDK's, for the message.
@@ -82,8 +82,7 @@ def check_headers(sources: OpSources, include: Path, version: str, name: str) ->
         for header in INCLUDED.findall(text):
             if not (include / header).is_file() and not (file.parent / header).is_file():
                 raise StepError(
-                    f"{name}: {where} includes {header}, which QNN SDK {version} does not have "
-                    f"({include})",
+                    f"{where} includes {header}, which QNN SDK {version} does not have ({include})",
                     remedy=remedy,
                 )
         for word in WATCHED:
@@ -92,7 +91,7 @@ def check_headers(sources: OpSources, include: Path, version: str, name: str) ->
             declared = _headers(include) if declared is None else declared
             if not re.search(rf"\b{word}\b", declared):
                 raise StepError(
-                    f"{name}: {where} uses {word}, which the headers of QNN SDK {version} do not "
+                    f"{where} uses {word}, which the headers of QNN SDK {version} do not "
                     f"declare ({include})",
                     remedy=remedy,
                 )

@@ -14,7 +14,7 @@ from buildsys.errors import StepError
 if TYPE_CHECKING:
     from buildsys.rules.spec import StepContext
 
-LAST_LINES = 20
+LAST_LINES = 8
 
 
 def run_program(
@@ -22,8 +22,10 @@ def run_program(
     argv: Sequence[str | Path],
     folder: Path,
     environment: Mapping[str, str] | None = None,
+    echo: str | None = None,
 ) -> None:
-    """Run a program in `folder`. environment: further variables.
+    """Run a program in `folder`. environment: further variables. echo: lines with this in them
+    are commands that the program repeats: for the log, not for the message.
 
     Raises StepError for one that cannot be started or fails, with what it said last.
     """
@@ -42,16 +44,16 @@ def run_program(
             errors="replace",
         )
     except OSError as error:
-        raise StepError(f"{step.name}: {words[0]} cannot be started: {error.strerror}") from error
+        raise StepError(f"{words[0]} cannot be started: {error.strerror}") from error
     with process:
         assert process.stdout is not None
         for line in process.stdout:
             step.log.info("%s", line.rstrip())
-            last.append(line.rstrip())
+            if line.strip() and (echo is None or echo not in line):
+                last.append(line.rstrip())
     if process.returncode != 0:
-        said = "\n".join(f"  {line}" for line in last if line)
+        said = "\n".join(f"  {line}" for line in last)
         raise StepError(
-            f"{step.name}: {Path(words[0]).name} failed (exit code {process.returncode}); "
-            f"it said last:\n{said}",
+            f"{Path(words[0]).name} failed (exit code {process.returncode}); it said last:\n{said}",
             remedy=f"The whole of it is in the log: qbuild log {step.name}",
         )

@@ -94,24 +94,24 @@ def toolchain_of(options: Mapping[str, Json]) -> str:
     return f"{both}+android-ndk" if options.get("target") == "htp_aarch64" else both
 
 
-def chosen_tools(arch: str, given: str | None, installed: list[str], name: str) -> str:
+def chosen_tools(arch: str, given: str | None, installed: list[str]) -> str:
     """The version of the tools: as the recipe says, else the usual one, else the newest that is
-    installed and knows the arch. Raises StepError where that is none. name: of the artifact."""
+    installed and knows the arch. Raises StepError where that is none."""
     usual, least = TOOLS[arch]
     known = ", ".join(sorted(installed, key=version_of)) or "none"
     if given is not None:
         if given not in installed:
             raise StepError(
-                f"{name}: the Hexagon SDK has no tools {given}, but: {known}",
+                f"the Hexagon SDK has no tools {given}, but: {known}",
                 remedy=f"Give one of these in `archs: {{{arch}: {{tools: ...}}}}`.",
             )
         if version_of(given) < version_of(least):
-            raise StepError(f"{name}: tools {given} do not know {arch}: {least} is the first to")
+            raise StepError(f"tools {given} do not know {arch}: {least} is the first to")
         return given
     able = [version for version in installed if version_of(version) >= version_of(least)]
     if not able:
         raise StepError(
-            f"{name}: no tools of the Hexagon SDK know {arch} (there: {known}; {least} is needed)",
+            f"no tools of the Hexagon SDK know {arch} (there: {known}; {least} is needed)",
             remedy="Install a newer Hexagon SDK and set HEXAGON_SDK_ROOT to it.",
         )
     return usual if usual in able else max(able, key=version_of)

@@ -119,7 +119,7 @@ def is_of_the_sources(word: str) -> bool:
 def test_both_layouts_of_mllm_are_found(place: str, tmp_path: Path) -> None:
     folder = make_package(tmp_path / Path(place).parent, "LLaMAPackage")
     for given in (folder, tmp_path):
-        sources = find_op_sources(given, None, "x.so")
+        sources = find_op_sources(given, None)
         assert (sources.folder, sources.package) == (folder, "LLaMAPackage")
         assert sources.makefile is None
 
@@ -153,14 +153,14 @@ def test_a_makefile_of_the_recipe_is_run(build: Runner, make: Runner, tmp_path: 
 
 def test_a_folder_without_a_package_or_with_two_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="there is no op package in"):
-        find_op_sources(tmp_path, None, "x.so")
+        find_op_sources(tmp_path, None)
     for name in ("One", "Two"):
         make_package(tmp_path, name)
     with pytest.raises(StepError, match=r"several op packages in .*: One, Two"):
-        find_op_sources(tmp_path, None, "x.so")
-    assert find_op_sources(tmp_path, "Two", "x.so").folder == tmp_path / "Two"
+        find_op_sources(tmp_path, None)
+    assert find_op_sources(tmp_path, "Two").folder == tmp_path / "Two"
     with pytest.raises(StepError, match="no op package called Three"):
-        find_op_sources(tmp_path, "Three", "x.so")
+        find_op_sources(tmp_path, "Three")
 
 
 @pytest.mark.parametrize(
