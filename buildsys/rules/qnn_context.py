@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from buildsys.rules.lineage import same_inputs
 from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
 from buildsys.rules.qnn.targets import BY_ARCH, BY_SOC, target_of
-from buildsys.rules.spec import InputSpec, OutputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, OutputSpec, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +122,8 @@ RULE = Rule(
     worker="python",
     folder=True,
     float_sums=True,
+    # A whole vision encoder, or some layers, in float and in int8, and the compiler beside it.
+    memory=Memory(largest=1.0, whole=1.0),
     check=check,
 )
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from buildsys.models.graph.encodings import encodings_of
+from buildsys.models.graph.evaluate import evaluate
+from buildsys.models.graph.inputs import language_angles
 from buildsys.models.graph.language import language_graph, layer_sizes
 from buildsys.models.graph.profile import GraphProfile
+from buildsys.models.graph.quantized import quantized_graph
+from buildsys.models.graph.ranges import RangeObserver
 from buildsys.models.graph.vision import vision_graph
+from buildsys.models.graph.weights import LinearWeights
 from buildsys.models.open import Model, open_model
 from buildsys.models.profile_layers import profile_layers
 from buildsys.models.rotated import rotated_tensors
+from buildsys.models.rotations import fit_rotations, make_rotations
 from buildsys.models.samples import Length, Sample, TextSamples
 from tests import tiny_models
 
@@ -89,6 +97,41 @@ def test_any_token_may_come_so_embeddings_have_the_range_of_the_table(
     profile.see_embeddings()
     table = tensors.read("model.embed_tokens.weight")
     assert profile.ranges["model.embed_tokens"] == (float(table.min()), float(table.max()))
+
+
+def test_one_massive_channel_is_spread_by_the_rotation(qwen2_folder: Path, tmp_path: Path) -> None:
+    """A token with one residual channel 40,000 times as large as the others, as real models have:
+    turned, the other tokens keep their bits."""
+    folder = tmp_path / "massive"
+    shutil.copytree(qwen2_folder, folder)
+    weights = tiny_models.weights_of(folder)
+    table = weights["model.embed_tokens.weight"]
+    table[7, 3] = 40_000 * table.std()
+    tiny_models.rewrite(folder, weights)
+    model = open_model(folder)
+    assert simulated_sqnr(model, "identity") < 20
+    assert simulated_sqnr(model, "hadamard") > simulated_sqnr(model, "identity") + 8
+
+
+def simulated_sqnr(model: Model, method: Literal["hadamard", "identity"]) -> float:
+    """dB between the simulation and float, over all tokens but the massive first one."""
+    made = make_rotations(
+        model.family, method=method, seed=0, vision=False, construction="layernorm"
+    )
+    tensors = rotated_tensors(model, fit_rotations(made, model.family), fold_all=True)
+    ids = torch.tensor([7, *b"the quick brown fox"])
+    graph = language_graph(
+        "g", layer_sizes(model.config), range(2), chunk=len(ids), past=0, final=True
+    )
+    cos, sin = language_angles(model.config, torch.arange(len(ids))[None])
+    mask = torch.full((len(ids), len(ids)), -1e4).triu(1)
+    hidden = tensors.read("model.embed_tokens.weight")[ids]
+    feeds = {"model.embed_tokens": hidden, "cos": cos, "sin": sin, "mask": mask}
+    observer, read = RangeObserver(), LinearWeights(tensors)
+    exact = evaluate(graph, feeds, read, observer.of(graph))["model.norm"][1:]
+    quantized = quantized_graph(graph, observer.seen, "uint16", per_channel=True)
+    found = quantized.simulate(feeds, read)["model.norm"][1:]
+    return -10 * math.log10(float((found - exact).square().sum() / exact.square().sum()))
 
 
 def test_a_killed_run_goes_on_with_the_ranges_that_it_had(
