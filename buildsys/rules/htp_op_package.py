@@ -180,11 +180,20 @@ def laid_out(step: StepContext, sources: OpSources, work: Path, archs: dict[str,
 
 
 def roots(step: StepContext) -> dict[str, str]:
-    """Where the SDKs are, by all the names that Makefiles know them by."""
+    """Where the SDKs are, by all the names that Makefiles know them by. Raises StepError for a path
+    that make cannot take."""
     qnn, hexagon = step.toolchain["qnn-sdk.root"], step.toolchain["hexagon-sdk.root"]
     found = {"QNN_SDK_ROOT": qnn, "QAIRT_SDK_ROOT": qnn, "HEXAGON_SDK_ROOT": hexagon}
     ndk = step.toolchain.get("android-ndk.root")
-    return {**found, "ANDROID_NDK_ROOT": ndk, "ANDROID_NDK": ndk} if ndk else found
+    if ndk:
+        found |= {"ANDROID_NDK_ROOT": ndk, "ANDROID_NDK": ndk}
+    for name, path in found.items():
+        if len(path.split()) != 1:
+            raise StepError(
+                f"make splits paths at spaces, and there is one in {path}",
+                remedy=f"Set {name} to a path without: a link will do.",
+            )
+    return found
 
 
 def write_compile_commands(

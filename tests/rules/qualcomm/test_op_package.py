@@ -79,6 +79,18 @@ def test_nothing_is_written_beside_the_sources_and_the_bytes_repeat(
     assert [path.name for path in sorted(moved.rglob("*"))] == [path.name for path in before]
 
 
+def test_sources_may_lie_behind_spaces_and_sdks_may_not(
+    build: Runner, tmp_path: Path, sdks: Sdks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(make_package(tmp_path / "my projects"))
+    spaced = tmp_path / "my sdk"
+    spaced.symlink_to(sdks.qnn)
+    fields = {**found(sdks).fields, "qnn-sdk.root": str(spaced)}
+    monkeypatch.setattr(sys.modules[__name__], "found", lambda _: Found(fields, {}))
+    with pytest.raises(StepError, match="make splits paths at spaces"):
+        build(make_package(tmp_path / "again"))
+
+
 def test_make_runs_as_many_jobs_as_the_step_has_threads(
     build: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
