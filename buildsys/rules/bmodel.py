@@ -51,7 +51,6 @@ RULE = Rule(
         "info": OutputSpec("Nets, shapes and memory, as JSON.", None),
     },
     toolchain="tpu-mlir",
-    distributions=("torch",),
     worker="python",
     memory=Memory(whole=2.0),
     threads=2,

@@ -317,3 +317,16 @@ def test_tasks_wait_for_memory(nets: Callable[[str], Nets]) -> None:
     assert not module.has_room(large, [small], 1.0, settings)
     assert not module.has_room(small, [small], 4.0, settings)  # they took more than was thought
     assert not module.has_room(small, [small], 1.0, {"jobs": 1, "memory": None})
+
+
+def test_stand_ins_are_lent_only_to_a_compiler_without_torch(tmp_path: Path) -> None:
+    settings = {"jobs": 1, "memory": None, "kept": None, "salt": ""}
+    for name, lent in (("none", True), ("torch", False), ("torch.py", False)):
+        package = tmp_path / name.replace(".", "-") / "tpu_mlir"
+        package.mkdir(parents=True)
+        if name != "none":
+            (package.parent / name).mkdir()
+        work = tmp_path / f"work-{package.parent.name}"
+        found = compiler_environment("/usr/bin/python3", package, work, settings)
+        modules = [Path(each) for each in found["PYTHONPATH"].split(os.pathsep)]
+        assert any((each / "torch.py").is_file() for each in modules) == lent

@@ -20,6 +20,7 @@ from buildsys.toolchains.installers.tpu_mlir_environment import (
     SYSTEM_PATH,
     compiler_environment,
     inside,
+    lay_out_stand_ins,
 )
 from buildsys.toolchains.installers.tpu_mlir_python import HOW, find_python310
 from buildsys.toolchains.installing import InstallFailed
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 Words = list[str | Path]  # of a command
 SITE_PACKAGES = "lib/python3.10/site-packages"
-STAND_INS = {
-    "torch.py": "torch_stand_in.py",
-    "safetensors.py": "safetensors_stand_in.py",
-}
 # Kernels for attention are compiled while a model is: that takes these.
 PROGRAMS = {"bash": "bash", "cmake": "cmake", "make": "make", "cc": "gcc", "c++": "g++"}
 # The wheel's own C library, of Ubuntu 22.04, and the oldest of which the system may be.
@@ -129,8 +126,7 @@ def _pip(python: str) -> Words:
 
 def _adapt(site_packages: Path) -> None:
     """What the wheel needs to run here."""
-    for name, source in STAND_INS.items():
-        shutil.copyfile(inside(source), site_packages / name)
+    lay_out_stand_ins(site_packages)
     package = site_packages / "tpu_mlir"
     libraries = package / "lib" / "third_party"
     aside = libraries / "glibc-aside"

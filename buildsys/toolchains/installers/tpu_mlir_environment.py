@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +17,19 @@ from buildsys.toolchains.installers.tpu_mlir_inside import __path__ as inside_pa
 
 CONVERTER = "python/tools/llm_convert.py"
 MODEL_TOOL = "bin/model_tool"
+STAND_INS = {"torch.py": "torch_stand_in.py", "safetensors.py": "safetensors_stand_in.py"}
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 def inside(name: str) -> Path:
     """A program of qbuild's that runs in the compiler's Python."""
     return Path(next(iter(inside_paths))) / name
+
+
+def lay_out_stand_ins(folder: Path) -> None:
+    """Put the stand-ins into a folder of modules, under the names of what they stand for."""
+    for name, source in STAND_INS.items():
+        shutil.copyfile(inside(source), folder / name)
 
 
 def compiler_environment(
@@ -42,11 +50,17 @@ def compiler_environment(
     settings.write_text(json.dumps(nets), encoding="utf-8")
     for name in ("home", "tmp", "ppl", "tuning"):
         (work / name).mkdir()
+    modules = [os.path.join(package, "python")]
+    if not any(os.path.exists(os.path.join(package, "..", name)) for name in ("torch", "torch.py")):
+        # Somebody's own environment, by the wheel's requirements alone.
+        (work / "modules").mkdir()
+        lay_out_stand_ins(work / "modules")
+        modules.append(os.fspath(work / "modules"))
     # Where a Python brings cmake along, it lies beside it.
     path = [os.fspath(programs), os.path.dirname(os.fspath(python)), SYSTEM_PATH]
     return {
         "PATH": os.pathsep.join(path),
-        "PYTHONPATH": os.path.join(package, "python"),
+        "PYTHONPATH": os.pathsep.join(modules),
         "TPUC_ROOT": os.fspath(package),
         "PPL_CACHE_PATH": os.fspath(work / "ppl"),
         "AUTOTUNE_CACHE_PATH": os.fspath(work / "tuning"),
