@@ -79,7 +79,8 @@ class Layer:
 
     def count(self, pair: PairKind) -> int:
         """How many factors the pair has."""
-        return self.linears[{"up-down": "up", "v-o": "v", "q-k": "k"}[pair]].shape[0]
+        first, second = _BY_PAIR[pair]
+        return self.linears[second if pair == "q-k" else first].shape[0]
 
 
 def layers_of(family: Family) -> list[Layer]:
@@ -147,13 +148,14 @@ def factors_of_linears(rescale: Mapping[str, Tensor], family: Family) -> dict[st
     for layer in layers_of(family) if rescale else []:
         known |= {layer.name_of(pair): (layer, pair) for pair in PAIRS}
     for name, s in rescale.items():
-        layer, pair = known.get(name, (None, "up-down"))
-        if layer is None or s.shape != (layer.count(pair),):
+        found = known.get(name)
+        if found is None or s.shape != (found[0].count(found[1]),):
             raise ModelError(
                 f"factors of shape {list(s.shape)} belong to no linear of this model",
                 tensor=name,
                 remedy="Make the rescaling factors for this model.",
             )
+        layer, pair = found
         first, second = (layer.linears[kind].name for kind in _BY_PAIR[pair])
         if pair == "up-down":
             factors |= {first: s, second: s}

@@ -20,6 +20,7 @@ NOT_RULES = frozenset(
     {
         "block_calibration",
         "int8_ladder",
+        "int8_runtime",
         "lineage",
         "model_inputs",
         "python_quoting",
