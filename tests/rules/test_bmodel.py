@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from buildsys.errors import StepError
 from buildsys.rules.bmodel import check, check_groups
-from buildsys.rules.sophgo.kernels import drop_old_nets
+from buildsys.rules.sophgo.kernels import drop_old_nets, lend_kernels, net_store, take_kernels
 from buildsys.rules.sophgo.model_folder import prepare
 from buildsys.rules.sophgo.options import SCHEMA, arguments, image_size, known_arguments, problems
 from tests import tiny_models
@@ -291,3 +291,36 @@ def test_groups_of_weights_must_fill_the_rows(step: Any, tmp_path: Path) -> None
     given = {"seq_length": 64, "quantize": "w4bf16", "q_group_size": width + 1}
     with pytest.raises(StepError, match=f"does not divide the model's hidden_size, {width}"):
         check_groups(step("bmodel", "a.bmodel", {"model": TINY}, given).context, prepared)
+
+
+def test_only_whole_kernels_are_lent_to_the_next_build(step: Any, tmp_path: Path) -> None:
+    """The compiler believes what its index names; a killed run leaves a folder that it does not."""
+    toolchain = {"cache": str(tmp_path / "cache"), "version": "1.30.2"}
+    given = {"seq_length": 64}
+    context = step("bmodel", "a.bmodel", {"model": TINY}, given, toolchain=toolchain).context
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in ("111", "222", "333"):
+        (first / name / "build").mkdir(parents=True)
+        (first / name / "build" / "kernel.so").write_text(name)
+    (first / "flag.txt").write_text("111 0\n222 1\n")  # 222 failed, 333 was under way
+    take_kernels(context, first)
+    second.mkdir()
+    lend_kernels(context, second)
+    assert (second / "flag.txt").read_text() == "111 0\n"
+    assert sorted(path.name for path in second.iterdir()) == ["111", "flag.txt"]
+    assert (second / "111" / "build" / "kernel.so").read_text() == "111"
+    # What was lent is not taken for something new.
+    take_kernels(context, second)
+    stored = tmp_path / "cache" / "kernels" / "1.30.2"
+    assert sorted(path.name for path in stored.iterdir()) == ["111"]
+
+
+def test_without_a_store_nothing_is_lent_or_kept(step: Any, tmp_path: Path) -> None:
+    toolchain = {"cache": "", "version": "1.30.2"}
+    given = {"seq_length": 64}
+    context = step("bmodel", "a.bmodel", {"model": TINY}, given, toolchain=toolchain).context
+    (tmp_path / "flag.txt").write_text("111 0\n")
+    take_kernels(context, tmp_path)
+    lend_kernels(context, tmp_path)
+    assert net_store(context) is None
+    assert [path.name for path in tmp_path.glob("*.txt")] == ["flag.txt"]

@@ -14,7 +14,7 @@ from glob import glob
 VARIABLE = "QBUILD_PYTHON310"
 # What the compiler needs of it: extension modules that a Python built in haste lacks.
 PROBE = (
-    "import sys, ctypes, mmap, ssl, venv, zlib, sqlite3; "
+    "import sys, ctypes, mmap, ssl, venv, zlib; "
     "print(sys.implementation.name, sys.version_info[0], sys.version_info[1], sys.executable)"
 )
 # Where managers of Pythons put them, below the home folder unless a variable says otherwise.
