@@ -5,7 +5,6 @@ Nothing here reads a model: that is for `model_folder`.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,6 +174,8 @@ def known_arguments(converter: Path) -> dict[str, tuple[str, ...]]:
 
     Its source is parsed, not run.
     """
+    import ast
+
     known: dict[str, tuple[str, ...]] = {}
     for node in ast.walk(ast.parse(converter.read_text(encoding="utf-8"))):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
