@@ -22,7 +22,7 @@ WAYS = (FIRST, REBUILD, RESTORE, CROWDED)
 SHARES = 10  # of the instants of a build; its rounds must be of one graph
 SOON = 1.0  # seconds until the death of a step is told
 GONE = 2.0  # seconds until all children of an interrupted build are gone
-DEADLINE = 60.0
+DEADLINE = 600.0  # nothing takes that long; it ends what hangs
 
 
 def prepare(world: World, chance: random.Random, way: str) -> float:
