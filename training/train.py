@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from training.adapt import Adaptation, adapt
 from training.architecture import (
     StateDict,
     classic_config,
@@ -28,9 +29,10 @@ from training.assets import TRAINING_SEED, write_assets
 from training.batches import Sampler
 from training.figures import shipped_figures
 from training.fit import Schedule, fit
+from training.massive import clear_channels, write_constant
 from training.outliers import Strengths, add_outliers
 from training.packed import packed_score, picture_batches, run_batches
-from training.statistics import residual_statistics
+from training.statistics import channel_statistics, residual_statistics
 from training.tokenizer import special_id, train_tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 STORED = torch.bfloat16
 TEXT_CHARACTERS = 6_000_000
+ADAPTATION_SEED = 1500
 
 
 def train(tokenizer: "Tokenizer", out: Path, steps: int) -> tuple[StateDict, float]:
@@ -62,12 +65,43 @@ def train(tokenizer: "Tokenizer", out: Path, steps: int) -> tuple[StateDict, flo
     return state, minutes
 
 
+def make_massive(
+    tokenizer: "Tokenizer", out: Path, first: StateDict, adaptation: Adaptation
+) -> tuple[StateDict, float]:
+    """The second training, and a massive constant in the residual (training/massive.py).
+
+    Returns float32 weights under classic names, and the CPU-minutes that they took.
+    """
+    model = new_model(classic_config(tokenizer, STORED), seed=0)
+    load_classic_state(model, first)
+    statistics = channel_statistics(model, tokenizer)
+    load_classic_state(model, clear_channels(first, statistics))
+    sampler = Sampler(tokenizer, ADAPTATION_SEED, TEXT_CHARACTERS // 4)
+    held_out = picture_batches(sampler, TRAINING_SEED + 1, 48)
+    end = special_id(tokenizer, "<|im_end|>")
+    cleared = packed_score(run_batches(model, held_out), held_out, end)
+    print("channels cleared:", cleared, flush=True)
+
+    def report(step: int, line: str) -> None:
+        print(f"step {step:5d}  {line}", flush=True)
+        if step % 80 == 0:
+            print(packed_score(run_batches(model, held_out), held_out, end), flush=True)
+
+    minutes = adapt(model, sampler, statistics.typical, adaptation, report)
+    save_file(classic_state(model), out / "damped.safetensors")
+    exact = write_constant(
+        classic_state(model), adaptation.massive, statistics.typical, statistics.values.shape[-1]
+    )
+    return {name: tensor.float().contiguous() for name, tensor in exact.items()}, minutes
+
+
 def main() -> None:
     """Do everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Schedule.steps)
     parser.add_argument("--weights", type=Path, help="trained weights; leaves the training out")
+    parser.add_argument("--massive", action="store_true", help="see training/massive.py")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a second thread costs 20 % more CPU time than it saves
     out: Path = arguments.out
@@ -78,6 +112,9 @@ def main() -> None:
         trained: StateDict = load_file(arguments.weights)
     else:
         trained, minutes = train(tokenizer, out, arguments.steps)
+    if arguments.massive:
+        trained, _ = make_massive(tokenizer, out, trained, Adaptation())
+        save_file(trained, out / "massive.safetensors")
     write_assets(out)
     config = classic_config(tokenizer, STORED)
     model = new_model(config, seed=0)
