@@ -84,7 +84,8 @@ RULE = Rule(
         "precision": {
             "enum": ["A16W8", "A8W8"],
             "default": "A16W8",
-            "description": "Bits of activations and of weights.",
+            "description": "Bits of activations and of weights. A8W8: what linears read and write "
+            "has 8 bits, and the rest 16.",
         },
         "weights": {
             "enum": ["per-channel", "per-tensor"],

@@ -72,7 +72,7 @@ def test_contexts_compute_what_the_simulation_computes_and_say_what_was_planned(
     graphs = [*contract["vision"]["graphs"], *contract["language"]["graphs"]]
     assert [graph["name"] for graph in graphs] == ["vision_0", "language_0", "language_1"]
     files = {name for graph in graphs for name in (graph["model"], graph["binary"])}
-    assert {file.name for file in made.out.iterdir()} == {*files, "io.json"}
+    assert {file.name for file in made.out.iterdir()} == {*files, "io.json", "tokenizer.json"}
     for graph in graphs:
         binary = read_qnn_binary(made.out / graph["binary"], library(compiler))
         assert (binary.soc, binary.arch, binary.soc_model) == ("SM8650", 75, 57)

@@ -57,13 +57,46 @@ class QuantizedGraph:
 
 
 def quantized_graph(
-    graph: Graph, ranges: Ranges, kind: Kind, *, per_channel: bool, depth: float | None = None
+    graph: Graph,
+    ranges: Ranges,
+    linears: Kind = "uint16",
+    *,
+    per_channel: bool,
+    depth: float | None = None,
 ) -> QuantizedGraph:
-    """The graph with activations of that kind. Raises ModelError for a missing range."""
-    encodings = encodings_of(graph, ranges, kind, depth)
-    if kind == "uint16":
-        graph, encodings = _written_out(graph, encodings)
+    """The graph with 16-bit activations; linears: the kind of what linears read and write.
+    Raises ModelError for a missing range."""
+    narrow = encodings_of(graph, ranges, linears, depth)
+    graph, encodings = _written_out(graph, encodings_of(graph, ranges, "uint16", depth))
+    if linears != "uint16":
+        graph, encodings = _with_linears(graph, encodings, narrow)
     return QuantizedGraph(graph, encodings, per_channel)
+
+
+def _with_linears(
+    graph: Graph, encodings: dict[str, Encoding], narrow: Mapping[str, Encoding]
+) -> tuple[Graph, dict[str, Encoding]]:
+    """Conversions before and behind every linear; linears that read one tensor share the first.
+    The residual stream, norms, attention and what comes from outside stay as they are."""
+    nodes: list[Node] = []
+    shapes, names, made = dict(graph.shapes), dict(graph.ranges), dict(encodings)
+
+    def add(node: Node, like: str, encoding: Encoding) -> None:
+        nodes.append(node)
+        shapes[node.output], names[node.output] = shapes[like], node.output
+        made[node.output] = encoding
+
+    for node in graph.nodes:
+        if node.op != "linear":
+            nodes.append(node)
+            continue
+        (x,), y = node.inputs, node.output
+        if f"{x}.narrow" not in made:
+            add(Node("convert", (x,), f"{x}.narrow"), x, narrow[x])
+        product = replace(node, inputs=(f"{x}.narrow",), output=f"{y}.narrow_product")
+        add(product, y, narrow[y])
+        nodes.append(Node("convert", (product.output,), y))
+    return replace(graph, nodes=tuple(nodes), shapes=shapes, ranges=names), made
 
 
 def _written_out(graph: Graph, encodings: dict[str, Encoding]) -> tuple[Graph, dict[str, Encoding]]:

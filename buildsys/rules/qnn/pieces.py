@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json
 
 Part = Literal["language", "vision"]
+# Of what linears read and write.
 KINDS: Mapping[str, Kind] = {"A16W8": "uint16", "A8W8": "uint8"}
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildsys.models.errors import ModelError
@@ -48,6 +48,7 @@ RANGES = {
 }
 
 
+@settings(deadline=None)
 @given(ENDS, ENDS, KINDS)
 def test_values_within_the_range_are_off_by_half_a_step(a: float, b: float, kind: str) -> None:
     low, high = sorted((a, b))
@@ -59,6 +60,7 @@ def test_values_within_the_range_are_off_by_half_a_step(a: float, b: float, kind
         assert encoding.fake(torch.zeros(1)) == 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=6, max_size=6), st.booleans())
 def test_a_bias_always_fits_and_weights_are_off_by_half_a_step(
     values: list[float], per_channel: bool
@@ -109,6 +111,23 @@ def test_hi_and_lo_hold_every_16_bit_value() -> None:
     lo = made.encodings["attn.scores.lo"].fake(made.encodings["attn.scores.lo.wide"].fake(x - hi))
     # lo's steps are a little wider than one: half of one is the most that is lost.
     assert float((hi + lo - x).abs().max()) <= key.scale * 0.53
+
+
+def test_with_8_bit_linears_only_what_they_read_and_write_has_8_bits() -> None:
+    build = GraphBuilder("two")
+    x = build.input("x", (4, 8))
+    y = build.linear(x, "a", 8, bias=True)
+    z = build.linear(x, "b", 8, bias=False)
+    graph = build.graph((build.elementwise("add", (y, z), "sum"),))
+    ranges = dict.fromkeys(("x", "a", "b", "sum"), (-3.0, 2.0))
+    made = quantized_graph(graph, ranges, "uint8", per_channel=True)
+    for node in made.graph.nodes:
+        kinds = [made.encodings[name].kind for name in (*node.inputs, node.output)]
+        assert (set(kinds) == {"uint8"}) == (node.op == "linear")
+    converted = [node.inputs[0] for node in made.graph.nodes if node.op == "convert"]
+    assert converted.count("x") == 1
+    for name in ("x", "sum"):  # what goes in and out is as it was
+        assert made.encodings[name].kind == "uint16"
 
 
 def test_a_tensor_without_a_range_is_named() -> None:
