@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 UNKNOWN_SECONDS = 1.0
 HEADROOM = 1.1  # over the last peak: allocators and page caches differ from run to run
+TOLERANCE = 1.25  # of the recipe's figure: a round number by a person, who may have measured RSS
 GIB = 1 << 30
 
 
@@ -103,13 +104,14 @@ class Pool:
 def claim_of(
     step: Step, entries: Entries, estimate: Callable[[Step], int] = lambda step: 0
 ) -> Claim:
-    """A step's claim. Memory: as the recipe says, which is then its limit; else what it held at
-    its peak last time and some more; else an estimate."""
+    """A step's claim. Memory: as the recipe says, which then also limits it; else what it held
+    at its peak last time and some more; else an estimate."""
     resources = step.resources
     record = entries.done.get(step.name)
-    limit = int(resources["memory"]) if resources.get("memory") else None
-    if limit is not None:
-        memory = limit
+    limit = None
+    if resources.get("memory"):
+        memory = int(resources["memory"])
+        limit = int(memory * TOLERANCE)
     elif record is not None and record["memory"]:
         memory = int(record["memory"] * HEADROOM)
     else:

@@ -120,7 +120,7 @@ def test_step_that_holds_more_than_the_recipe_says_is_ended(
     content = {"qbuild": 1, "name": "r", "artifacts": {"greedy": step}}
     (tmp_path / "r.yaml").write_text(json.dumps(content))
     outcome, _ = build(tmp_path, monkeypatch)
-    assert "its limit is 100 MiB" in str(outcome.failures[0])
+    assert "its limit is 125 MiB" in str(outcome.failures[0])
 
 
 def test_steps_take_as_many_places_as_they_say(
@@ -147,11 +147,15 @@ def test_figure_that_never_fits_is_an_error_before_anything_runs(tmp_path: Path)
 
 
 def test_more_threads_are_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe(tmp_path, s={"memory": "1MiB"})
-    assert build(tmp_path, monkeypatch)[0] == Outcome(("s",), (), (), 0)
-    recipe(tmp_path, s={"memory": "2MiB", "threads": 2})
-    assert build(tmp_path, monkeypatch)[0] == Outcome(("s",), (), (), 0)
-    recipe(tmp_path, s={"memory": "3MiB", "threads": 2, "jobs": 2, "licence": "x"})
+    recipe(tmp_path, s={"memory": "50MiB"})
+    outcome, _ = build(tmp_path, monkeypatch)
+    assert [str(each) for each in outcome.failures] == []
+    assert outcome.made == ("s",)
+    recipe(tmp_path, s={"memory": "60MiB", "threads": 2})
+    outcome, _ = build(tmp_path, monkeypatch)
+    assert [str(each) for each in outcome.failures] == []
+    assert outcome.made == ("s",)
+    recipe(tmp_path, s={"memory": "70MiB", "threads": 2, "jobs": 2, "licence": "x"})
     project = open_project("r.yaml", {}, None)  # the other resources are in no key
     request = Request(tuple(project.plan.steps), frozenset())
     tools = Tools(LocalExecutor, QuietDisplay, lambda text: None)

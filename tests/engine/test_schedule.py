@@ -67,7 +67,7 @@ def test_reservation_is_the_recipes_figure_else_the_last_peak_else_an_estimate(c
     assert 3 * GIB < peak.memory <= 3.5 * GIB
     assert peak.limit is None  # what was seen once is no promise
     wanting = step._replace(resources={"memory": GIB, "licence": "qubee", "gpu": 1, "jobs": 2})
-    asked = Claim(1, GIB, 1, frozenset(["qubee"]), limit=GIB, jobs=2)
+    asked = Claim(1, GIB, 1, frozenset(["qubee"]), limit=GIB + GIB // 4, jobs=2)
     assert claim_of(wanting, entries(a=1)) == asked
 
 
