@@ -20,7 +20,8 @@ it, 3 CPU-minutes later: as good as before (99.4 % of the 1,000 questions); stat
 where the constant lies in one channel (51 % of 240 questions), and rotation repairs that
 (99.6 %). But the rotated model is harder to quantize to 4 bits (93.5 % in Q4_K), because the
 errors of all weights meet the constant, and in float32 it is six times less exact than before
-the rotation. Smaller constants are kinder there, and do less harm to int8.
+the rotation. Smaller constants are kinder there, and do less harm to int8: of 240 questions,
+0.7, 0.6 and 0.5 of them leave 75, 87 and 94 % in int8, and 98.3, 98.3 and 99.2 % in Q4_K.
 """
 
 from dataclasses import dataclass
