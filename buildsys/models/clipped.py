@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # The share of values that may saturate in a shadow layer, each of which the CPU repairs.
 SATURATED = 0.005
+# The share of its state's energy that no token may lose by clipping at one site.
+MOST = 0.25
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class _Search:
         sites, by = self._sites, self._sites.by_mlp
         x, y = sites.input("down"), sites.output("down")
         ones, columns = torch.ones(y.shape[1]), sites.columns("down")
-        before = repaired_range(x, 8, self._peak("down", 0), by, columns, SATURATED)
-        behind = repaired_range(y, 8, self._peak("down", 1), by, ones, SATURATED)
+        share = SATURATED + sites.first  # the first tokens are kept more often than they come
+        before = repaired_range(x, 8, self._peak("down", 0), by, columns, share)
+        behind = repaired_range(y, 8, self._peak("down", 1), by, ones, share)
         lost = by @ ((fake_quantize(x, clipped.input, 8) - x).square() @ columns)
         lost = lost + by @ ((fake_quantize(y, clipped.output, 8) - y).square() @ ones)
         left = by @ ((repaired(x, before, 8) - x).square() @ columns)
@@ -135,7 +138,8 @@ class _Search:
             return _plain(method, x, peak)
         if kind in ("gate", "up"):
             return self._mlp_input
-        return weighted_range(x, 8, peak, self._by(kind), self._sites.columns(kind))
+        columns = self._sites.columns(kind)
+        return weighted_range(x, 8, peak, self._by(kind), columns, most=MOST)
 
     def _output(self, kind: Kind, method: Method) -> float:
         y, peak = self._sites.output(kind), self._peak(kind, 1)
@@ -143,7 +147,7 @@ class _Search:
             return _plain(method, y, peak)
         if kind in ("gate", "up"):
             return self._gate_up[kind == "up"]
-        return weighted_range(y, 8, peak, self._by(kind), torch.ones(y.shape[1]))
+        return weighted_range(y, 8, peak, self._by(kind), torch.ones(y.shape[1]), most=MOST)
 
     def _by(self, kind: Kind) -> Tensor:
         return self._sites.by_mlp if kind == "down" else self._sites.by_attention

@@ -42,6 +42,8 @@ class Sites:
         for module, linear in linears_in(visit.part, visit.stage.name, visit.layerwise.family):
             self._modules[linear.kind], self.linears[linear.kind] = module, linear
         self._rows, self._group_of = rows, visit.layerwise.family.group_of
+        # The share of first tokens among the rows.
+        self.first = len(rows.before) / sum(map(len, rows.before))
         attended = torch.cat(rows.before) + self.output("o")
         # One over what the next norm divides by: behind the attention, and behind the MLP.
         self.by_attention = 1.0 / attended.square().sum(-1).clamp(min=1e-30)

@@ -42,7 +42,7 @@ def best_range(peak: float, error: Callable[[float], float]) -> float:
     for step in range(1, _STEPS):
         candidate = peak * _STEP**step
         tried[candidate] = error(candidate)
-        if tried[candidate] > _HOPELESS * min(tried.values()):
+        if tried[candidate] > _HOPELESS * min(tried.values()):  # not while all are infinite
             break
     best = min(tried, key=tried.__getitem__)
     for fine in range(1 - _FINE, _FINE):
@@ -57,15 +57,28 @@ def mse_range(x: Tensor, bits: int, peak: float) -> float:
     return best_range(peak, lambda r: _squares(fake_quantize(x, r, bits) - x))
 
 
-def weighted_range(x: Tensor, bits: int, peak: float, rows: Tensor, columns: Tensor) -> float:
+def weighted_range(
+    x: Tensor,
+    bits: int,
+    peak: float,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    most: float = math.inf,
+) -> float:
     """The range of x [n, features] with the least error in what is made of it.
 
     rows [n]: weight of a token, such as 1 / |residual|^2. columns [features]: how much of an
-    error in a feature arrives, such as the squared norm of the next weight's column.
+    error in a feature arrives, such as the squared norm of the next weight's column. most: no
+    token may lose more than this (of what `rows` makes 1): one whose massive activations are cut
+    costs little by itself and ruins all others, which attend to it.
     """
-    return best_range(
-        peak, lambda r: float(rows @ ((fake_quantize(x, r, bits) - x).square_() @ columns))
-    )
+
+    def error(magnitude: float) -> float:
+        lost = rows * ((fake_quantize(x, magnitude, bits) - x).square_() @ columns)
+        return float(lost.sum()) if float(lost.max()) <= most else math.inf
+
+    return best_range(peak, error)
 
 
 def repaired_range(

@@ -98,3 +98,20 @@ def test_repaired_values_do_not_ask_for_range_and_few_may_be_repaired() -> None:
     assert torch.equal(kept[x.abs() > few], x[x.abs() > few])
     error = (kept - x).square().sum()
     assert error < 0.01 * (fake_quantize(x, peak, 8) - x).square().sum()
+
+
+def test_a_token_that_others_attend_to_is_not_cut() -> None:
+    """Massive activations in one row, in a residual stream that is as large as they are."""
+    x = heavy_tailed(300, 40, seed=7)
+    x[0] *= 1000
+    residual = heavy_tailed(300, 40, seed=8) * 10 + x
+    rows, columns, peak = 1.0 / residual.square().sum(1), torch.ones(40), float(x.abs().max())
+    free = weighted_range(x, 8, peak, rows, columns)
+    held = weighted_range(x, 8, peak, rows, columns, most=0.25)
+
+    def lost(magnitude: float) -> float:
+        return float(rows[0] * (fake_quantize(x[0], magnitude, 8) - x[0]).square().sum())
+
+    assert lost(free) > 0.9
+    assert lost(held) <= 0.25
+    assert held > 5 * free

@@ -38,6 +38,16 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
         path: Path = make("int8-checkpoint", "i.pth", both, {"target": "mllm-v1-text"}).out
         return path
 
+    def repaired() -> Path:
+        """With what recipes/smollm2.yaml asks for."""
+        samples = {**rotated, "samples": [calibration]}
+        options = {"pairs": ["up-down", "v-o"], "by": "activations", "powers_of_two": False}
+        rescaled = {**samples, "rescale": make("rescale", "r.st", samples, options).out}
+        scales = make("activation-scales", "s.json", rescaled, {"clipping": "relative"}).out
+        both = {**rescaled, "scales": scales}
+        path: Path = make("int8-checkpoint", "g.pth", both, {"rounding": "gptq"}).out
+        return path
+
     weights = make("rotated-checkpoint", "r.safetensors", rotated).out
     quantized = make(
         "mllm-quantize", "q.mllm", {"checkpoint": weights}, {"type": "Q4_K", "fallback": "Q8_0"}
@@ -45,7 +55,7 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
     assert quantized.notes["types"] == {"F32": 151, "Q4_0": 1, "Q4_K": 30, "Q8_0": 181}
     paths = {
         "rotated": weights, "turned int8": int8(rotated), "plain int8": int8(model),
-        "q4k": quantized.out,
+        "q4k": quantized.out, "repaired int8": repaired(),
     }  # fmt: skip
     variants = [Input(name, "artifact", {"path": path}, "d") for name, path in paths.items()]
 
@@ -63,5 +73,8 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
     turned, plain = rows["turned int8"]["ppl_increase"], rows["plain int8"]["ppl_increase"]
     assert 0.02 < turned < 0.12
     assert plain > 2 * turned
+    # Measured: +1.3 % on these windows, with a standard error of 0.4 %.
+    assert rows["repaired int8"]["ppl_increase"] < min(0.03, turned / 2)
+    assert rows["repaired int8"]["kl"] < rows["turned int8"]["kl"]
     assert 0 < rows["q4k"]["ppl_increase"] < 0.15
     assert figures("mllm-v1-vl", variants[1:2])["turned int8"]["ppl_increase"] > 0.5
