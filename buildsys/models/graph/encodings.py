@@ -30,6 +30,7 @@ LIMITS: Mapping[Kind, tuple[int, int]] = {
 DEPTH = 16.0
 # A bias is added in int32 steps of input scale x weight scale: it must fit, with room for sums.
 LARGEST_BIAS = 1 << 30
+SMALLEST_STEP = 1e-20
 REMEDY = "Give scales of rule activation-scales with `points: graph`, made for this model."
 
 
@@ -74,17 +75,17 @@ class QuantizedWeight:
 
 
 def asymmetric(low: float, high: float, kind: Kind) -> Encoding:
-    """The encoding of [low, high], zero taken in; a tensor that is all zero has steps of 1."""
+    """The encoding of [low, high], zero taken in."""
     low, high = min(low, 0.0), max(high, 0.0)
     bottom, top = LIMITS[kind]
-    scale = _float32((high - low) / (top - bottom)) or 1.0
+    scale = _step((high - low) / (top - bottom))
     return Encoding(kind, scale, min(top, max(bottom, bottom + round(-low / scale))))
 
 
 def symmetric(low: float, high: float, kind: Kind) -> Encoding:
     """The encoding of [-m, m] for the larger magnitude m."""
     bottom, top = LIMITS[kind]
-    scale = _float32(max(-low, high) / ((top - bottom) // 2)) or 1.0
+    scale = _step(max(-low, high) / ((top - bottom) // 2))
     return Encoding(kind, scale, (top + bottom + 1) // 2)
 
 
@@ -148,6 +149,7 @@ def quantize_weight(
     return QuantizedWeight(q, scales, whole, steps)
 
 
-def _float32(value: float) -> float:
-    """The nearest float32: what files of compilers keep."""
-    return float(torch.tensor(value, dtype=torch.float32))
+def _step(value: float) -> float:
+    """The nearest float32, which is what files of compilers keep; 1 for a tensor that is as good
+    as zero, whose step no runtime could divide by."""
+    return float(torch.tensor(value, dtype=torch.float32)) if value > SMALLEST_STEP else 1.0
