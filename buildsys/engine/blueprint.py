@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
@@ -21,7 +21,7 @@ from buildsys.engine.key import canonical, fixed_parts, key_digest
 from buildsys.engine.own_file import replace_file
 from buildsys.identity import distribution_versions, hash_file
 from buildsys.plan.cached import from_json, to_json
-from buildsys.share import PACKAGE
+from buildsys.share import PACKAGE, shared_folder
 
 if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan
@@ -101,7 +101,7 @@ def write_cache(
         "defines": dict(defines),
         "here": os.getcwd(),
         "files": {os.path.abspath(file): hash_file(file) for file in files},
-        "absent": folders_that_would_win(plan),
+        "absent": [*folders_that_would_win(plan), *recipes_that_would_win(files)],
         "qbuild": own_stamp(),
         "packages": packages_stamp(),
     }
@@ -181,7 +181,7 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
         and header["qbuild"] == own_stamp()
         and header["packages"] == packages_stamp()
         and all(os.path.isfile(f) and hash_file(f) == d for f, d in header["files"].items())
-        and not any(os.path.isdir(folder) for folder in header["absent"])
+        and not any(os.path.lexists(place) for place in header["absent"])
     )
 
 
@@ -204,17 +204,34 @@ def folders_that_would_win(plan: Plan) -> list[str]:
     return sorted(folder for folder in folders if not os.path.isdir(folder))
 
 
+def recipes_that_would_win(files: tuple[str, ...]) -> list[str]:
+    """Where a file would take the place of a recipe of qbuild's that another one extends."""
+    shipped = shared_folder("recipes")
+    places = [os.path.abspath(file) for file in files]
+    names = [os.path.basename(place) for place in places if os.path.dirname(place) == shipped]
+    beside = {os.path.dirname(place) for place in places} - {shipped}
+    words = [word for name in names for word in (name, f"recipes/{name}")]
+    found = {os.path.join(folder, word) for folder in beside for word in words}
+    return sorted(place for place in found if not os.path.lexists(place))
+
+
 def own_stamp() -> str:
     """qbuild's version and a stamp of each file of it that has a say in blueprints."""
     hasher = blake3(f"{buildsys.__version__} {sys.version}".encode())
     for room in MAKERS:
-        with os.scandir(f"{PACKAGE}/{room}" if room else PACKAGE) as scan:
-            for entry in sorted(scan, key=lambda entry: entry.name):
-                if entry.name.endswith(".py"):
-                    found = entry.stat()
-                    line = f"{entry.path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-                    hasher.update(line.encode(errors="surrogateescape"))
+        for line in _stamps_of(f"{PACKAGE}/{room}" if room else PACKAGE, deep=bool(room)):
+            hasher.update(line.encode(errors="surrogateescape"))
     return hasher.hexdigest()
+
+
+def _stamps_of(folder: str, *, deep: bool) -> Iterator[str]:
+    with os.scandir(folder) as scan:
+        for entry in sorted(scan, key=lambda entry: entry.name):
+            if entry.name.endswith(".py"):
+                found = entry.stat()
+                yield f"{entry.path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+            elif deep and entry.name != "__pycache__" and entry.is_dir():
+                yield from _stamps_of(entry.path, deep=True)
 
 
 def packages_stamp() -> str:

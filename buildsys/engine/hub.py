@@ -65,6 +65,17 @@ def fetch_models(
     return with_fetched_models(plan, folder)
 
 
+def without_snapshots(plan: Plan) -> Plan:
+    """The plan as the recipe has it: where the hub's cache is belongs to no plan."""
+    sources = {
+        name: source._replace(paths={**source.paths, "path": ""})
+        if "hub" in source.options
+        else source
+        for name, source in plan.sources.items()
+    }
+    return plan._replace(sources=sources)
+
+
 def snapshot_name(source: Source) -> str:
     revision = source.options.get("revision")
     return f"{source.options['hub']}" + (f"@{revision}" if revision else "")

@@ -26,7 +26,7 @@ def kept_folder(folder: BuildFolder, step: str, key: str) -> str:
 
 
 def forget_kept(folder: BuildFolder, step: str) -> None:
-    """The step is committed: nothing is left to resume."""
+    """Nothing is left to resume: the step is committed, or what it read has changed."""
     place = _place(folder, step)
     if os.path.isdir(place):
         remove_tree(place)

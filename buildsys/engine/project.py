@@ -16,6 +16,7 @@ from buildsys.engine.folder import (
     folder_named,
     last_recipe,
 )
+from buildsys.engine.hub import without_snapshots
 from buildsys.engine.journal import Entries, read_journal
 from buildsys.engine.key import processor_class
 from buildsys.engine.schedule import gpu_count
@@ -208,6 +209,5 @@ def template_finder(recipe: str) -> Callable[[str], str]:
 def remember_plan(project: Project) -> None:
     """Write the plan cache, if the recipe was read and there is a build folder to keep it in."""
     if project.files and os.path.isdir(project.folder.own("")):
-        drawing.write_cache(
-            project.folder.own("plan"), project.blueprint, project.files, project.defines
-        )
+        blueprint = project.blueprint._replace(plan=without_snapshots(project.plan))
+        drawing.write_cache(project.folder.own("plan"), blueprint, project.files, project.defines)

@@ -210,6 +210,14 @@ class Survey:
         skipped = self.verdicts[name].state == "skipped"
         return skipped and self._why_unable(self.plan.steps[name]) is None
 
+    def is_as_recorded(self, name: str) -> bool:
+        """Would `looked_up`, of a step that was judged, tell of any change since? Not where a
+        fresh artifact was adopted and cannot be made here: then its sources are not looked up."""
+        step = self.plan.steps[name]
+        if self.verdicts[name].state != "fresh":
+            return True
+        return self._why_unable(step) is None and not self._reasons(step)
+
     def _is_adopted(self, step: Step) -> bool:
         """Whether it was made elsewhere, and is to stay: what this machine has does not count."""
         record = self.entries.done.get(step.name)

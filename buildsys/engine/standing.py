@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from buildsys.engine.blueprint import find_cache, from_body, to_body
 from buildsys.engine.folder import read_json, write_json
 from buildsys.engine.gates import read_gates, ready_gates
-from buildsys.engine.hub import with_fetched_models
+from buildsys.engine.hub import with_fetched_models, without_snapshots
 from buildsys.engine.journal import Entries
 from buildsys.engine.lock import BuildLock
 from buildsys.engine.project import survey_in
 from buildsys.engine.staleness import skipped
 from buildsys.engine.stamps import stamp_of
+from buildsys.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -55,8 +56,15 @@ def leave_answer(project: Project, scene: Scene) -> None:
     cached = find_cache(folder.own("plan"), project.recipe, project.defines)
     if scene.entries.damaged or cached is None or not states <= {"fresh", "skipped"}:
         return
-    gates = ready_gates(project.plan, survey.verdicts)
-    if not all(reading.passed for reading in read_gates(gates, folder)):
+    # A source may have been edited since the step that reads it was made: what is found now
+    # must be what that step's line in the journal says.
+    if not all(survey.is_as_recorded(name) for name in survey.verdicts):
+        return
+    try:
+        readings = read_gates(ready_gates(project.plan, survey.verdicts), folder)
+    except RecipeError:
+        return  # a gate on a figure that is not there: whoever checks the gates says so
+    if not all(reading.passed for reading in readings):
         return
     small = condensed(survey)
     fresh = sum(verdict.state == "fresh" for verdict in survey.verdicts.values())
@@ -64,7 +72,7 @@ def leave_answer(project: Project, scene: Scene) -> None:
         "version": VERSION,
         "cached": cached.key,
         "journal": stamp(folder.own("journal")),
-        "blueprint": to_body(small),
+        "blueprint": to_body(small._replace(plan=without_snapshots(small.plan))),
         "evidence": evidence(survey, small),
         "outputs": promised(survey),
         "answer": [fresh, skipped(survey)],
@@ -105,8 +113,12 @@ def _still_holds(content: Json, place: Place) -> bool:
     small = small._replace(plan=with_fetched_models(small.plan, folder))
     scene = survey_in(folder, small, NOTHING_READ)
     survey = scene.survey
+    try:
+        found = evidence(survey, small)
+    except RecipeError:
+        return False  # a source is not there: the plan knows how to say that
     # Through JSON, as what was written has been.
-    same = json.loads(json.dumps(evidence(survey, small))) == content["evidence"]
+    same = json.loads(json.dumps(found)) == content["evidence"]
     same = same and not any(survey.output_reasons(*each) for each in content["outputs"].items())
     scene.stamps.save()
     scene.code.save()

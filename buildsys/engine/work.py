@@ -334,6 +334,8 @@ class Work:
                 self._display.ended(finished.step, False, record["wall"], record["memory"])
         for finished, why in refused:
             running = self._in_flight.pop(finished.step)
+            # What it kept to go on from was made of what it read, too.
+            forget_kept(self._folder, finished.step)
             self._fail(running, why, None)
         return [(each.step, True) for each in done] + [(each.step, False) for each, _ in refused]
 

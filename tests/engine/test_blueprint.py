@@ -50,6 +50,14 @@ def test_what_is_read_back_is_what_was_made(recipe: Path) -> None:
         assert found.plan.steps[name]._replace(where=step.where) == step
 
 
+def test_a_recipe_that_takes_the_place_of_one_of_qbuilds_spoils_it(recipe: Path) -> None:
+    recipe.write_text("qbuild: 1\nextends: smollm2.yaml\nname: tiny\n")
+    write(recipe)
+    assert cached(recipe)
+    (recipe.parent / "smollm2.yaml").write_text("qbuild: 1\nname: other\n")
+    assert not cached(recipe)
+
+
 def edit(path: Path) -> None:
     path.write_text(path.read_text() + "# edited\n")
 

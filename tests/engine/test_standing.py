@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from buildsys.engine.lock import BuildLock
-from tests.cli.conftest import Qbuild, project, qbuild
+from tests.cli.conftest import Qbuild, environment, project, qbuild
 
 __all__ = ["project", "qbuild"]  # the fixtures
 
@@ -144,6 +146,59 @@ def test_source_that_was_touched_is_read_once(settled: Path, qbuild: Qbuild) -> 
 
     while remembered() != touched:  # not before the clock of the file system is past it
         assert qbuild("all", "tiny.yaml").stdout == TOLD
+
+
+SLOW = """\
+qbuild: 1
+name: tiny
+sources: {src: {file: src.txt}}
+artifacts:
+  a: {rule: command, inputs: {i: src}, options: {argv: [cp, "${in.i}", "${out}"]}}
+  b:
+    rule: command
+    inputs: {i: a}
+    options:
+      argv:
+        - sh
+        - -c
+        - while [ ! -e "$2" ]; do sleep 0.05; done; cp "$0" "$1"
+        - ${in.i}
+        - ${out}
+        - GATE
+"""
+
+
+def test_source_that_was_edited_while_another_step_ran_is_noticed(
+    project: Path, qbuild: Qbuild
+) -> None:
+    """What the answer rests on is looked up when the build ends: a is stale by then."""
+    gate = project / "gate"
+    (project / "tiny.yaml").write_text(SLOW.replace("GATE", str(gate)))
+    with subprocess.Popen(
+        [sys.executable, "-m", "buildsys", "all", "tiny.yaml"],
+        cwd=project,
+        env=environment(project),
+        stderr=subprocess.DEVNULL,
+    ) as build:
+        deadline = time.monotonic() + 60
+        while not (project / "build/tiny/a").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (project / "src.txt").write_text("two\n")
+        gate.touch()
+        assert build.wait(60) == 0
+    assert qbuild("all", "tiny.yaml").stdout == "built 2\n"
+    assert (project / "build/tiny/b").read_text() == "two\n"
+
+
+def test_gate_on_a_figure_that_is_not_there_is_told_after_what_was_built(
+    project: Path, qbuild: Qbuild
+) -> None:
+    step = 'a: {rule: command, options: {argv: [sh, -c, "echo {} > $0", "${out}"]}}'
+    text = f"qbuild: 1\nname: tiny\nartifacts:\n  {step}\ngates: {{a: {{missing: 1}}}}\n"
+    (project / "tiny.yaml").write_text(text)
+    done = qbuild("all", "tiny.yaml")
+    assert done.stdout == "built 1\n"
+    assert "a has no figure 'missing'" in done.stderr
 
 
 def test_damaged_journal_is_told_each_time_until_it_is_mended(
