@@ -27,7 +27,7 @@ from buildsys.engine.staging import (
     digest_output,
     remove_tree,
 )
-from buildsys.engine.storing import action_key, ended_as
+from buildsys.engine.storing import ended_as
 from buildsys.errors import QbuildError
 from buildsys.store.actions import Action, BadRecord, Entry
 
@@ -87,19 +87,19 @@ class Desk:
 
     async def _make(self, parcel: Parcel, facts: RuleFacts, room: str) -> tuple[Ended, str]:
         exchange = self._exchange(parcel.url)
-        key = action_key(key_digest(parcel.parts))
+        handed = parcels.handed_key(parcel.parts, parcel.token)
         folders = Staging(f"{room}/out")
         staging = folders.fresh(parcel.parts["outputs"].values())
         if not parcel.again:
             # Another worker may have made it, and died before it could say so.
-            action = await asyncio.to_thread(exchange.take, key, staging)
+            action = await asyncio.to_thread(exchange.take, handed, staging)
             if action is not None:
                 with suppress(BadRecord):
                     return ended_as(parcel.step, action), ""
             folders.discard(staging)
             staging = folders.fresh(parcel.parts["outputs"].values())
         places = await asyncio.to_thread(self._unpack, parcel, exchange, f"{room}/in")
-        order = self._order(parcel, facts, places, staging, room, key)
+        order = self._order(parcel, facts, places, staging, room)
         ended = await self._run(order, parcel)
         log = read_log(order.log)
         if ended.code != 0:
@@ -108,7 +108,7 @@ class Desk:
         if objections:
             why = f"while it ran, something changed on {self._offer.name}: {'; '.join(objections)}"
             return failed(parcel.step, why), log
-        await asyncio.to_thread(self._hand_over, parcel, exchange, ended, staging, key)
+        await asyncio.to_thread(self._hand_over, parcel, exchange, ended, staging, handed)
         if "kept" in order.context:
             remove_tree(order.context["kept"])
         return ended, log
@@ -157,7 +157,6 @@ class Desk:
         places: dict[str, str],
         staging: str,
         room: str,
-        key: str,
     ) -> Order:
         """The order as this machine would have made it. Raises StepError."""
         parts = parcel.parts
@@ -168,7 +167,7 @@ class Desk:
         context = parcels.moved(parcel.context, places, facts.templates)
         context |= {"outputs": outputs, "toolchain": toolchain}
         if facts.resumable:
-            context["kept"] = f"{self._scratch}/kept-{key}"
+            context["kept"] = f"{self._scratch}/kept-{key_digest(parts)}"
             os.makedirs(context["kept"], exist_ok=True)
         argv, environment = program_of(facts.module, context, dict(parts["environment"]))
         return Order(

@@ -21,11 +21,9 @@ from buildsys.engine.dask import answer as answers
 from buildsys.engine.dask import parcel as parcels
 from buildsys.engine.dask.desk import failed
 from buildsys.engine.dask.offer import cut_to_fit, in_words, lacking, machine_id, needs_of
-from buildsys.engine.dask.parcel import Parcel, cargoes_of, packed
+from buildsys.engine.dask.parcel import Parcel, cargoes_of, handed_key, packed
 from buildsys.engine.dask.worker import TOPIC, run_parcel
 from buildsys.engine.executor import Ended, Event, Order, Progress, Started
-from buildsys.engine.key import key_digest
-from buildsys.engine.storing import action_key
 from buildsys.errors import QbuildError
 
 if TYPE_CHECKING:
@@ -249,7 +247,7 @@ class DaskExecutor:
         if ended is None or ended.code != 0:
             return ended
         order = flight.order
-        key = action_key(key_digest(order.parts))
+        key = handed_key(order.parts, flight.token)
         try:
             if self._exchange.take(key, order.staging) is not None:
                 return ended

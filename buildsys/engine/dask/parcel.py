@@ -8,8 +8,12 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from blake3 import blake3
+
 from buildsys.engine.dask.exchange import cargo_action
 from buildsys.engine.digest import PARTS, names_of, walk
+from buildsys.engine.key import key_digest
+from buildsys.engine.storing import action_key
 from buildsys.store.actions import Action, Entry
 
 if TYPE_CHECKING:
@@ -130,6 +134,12 @@ def _of_model(path: str) -> Iterator[Seen]:
 def _seen(path: str, found: os.stat_result) -> Seen:
     executable = bool(found.st_mode & stat.S_IXUSR)
     return Seen(path, found.st_size, found.st_ino, found.st_mtime_ns, executable)
+
+
+def handed_key(parts: Mapping[str, Json], token: str) -> str:
+    """Under which an attempt's outputs are handed over. It is not the action's key: whether what
+    the step read is still so, only the machine that asks can tell, when it commits."""
+    return blake3(f"{action_key(key_digest(parts))} {token}".encode()).hexdigest()
 
 
 def packed(cargo: Cargo, digest: Callable[[str], str]) -> tuple[Cargo, Action, dict[str, str]]:

@@ -51,8 +51,10 @@ def find_op_sources(given: Path, package: str | None) -> OpSources:
             remedy="Give the folder of one of them, or its name: `package: NAME`.",
         )
     (folder,) = found
-    places_of_makefile = (folder / "Makefile", folder.parent / "Makefile")
-    makefile = next((path for path in places_of_makefile if path.is_file()), None)
+    # One level too high, as mllm has it; but never outside of what was given and digested.
+    folders = [folder] if folder == given else [folder, folder.parent]
+    makefiles = (place / "Makefile" for place in folders)
+    makefile = next((path for path in makefiles if path.is_file()), None)
     return OpSources(folder, package or folder.name, makefile)
 
 

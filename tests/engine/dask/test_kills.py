@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import psutil
@@ -90,6 +91,30 @@ def test_step_of_a_worker_that_is_told_to_stop_runs_elsewhere(
     gate.touch()
     assert build.process.wait(60) == 0, build.text
     assert "built 2" in build.text
+
+
+def test_outputs_of_a_source_that_was_edited_meanwhile_come_back_under_no_key(
+    crew: Crew, workers: list[Running], project: Path
+) -> None:
+    """The worker reads the file in its place, and cannot tell that it is another one."""
+    gate, source = project / "gate", project / "src.txt"
+    argv = ["sh", "-c", f'{WAIT}; cat "$2" > "$1"', str(gate), "${out}", "${in.i}"]
+    step = {"rule": "command", "inputs": {"i": "src"}, "options": {"argv": argv}}
+    content = {"qbuild": 1, "name": "kills", "sources": {"src": {"file": "src.txt"}}}
+    source.write_text("old\n")
+    before = source.stat()
+    (project / "r.yaml").write_text(json.dumps({**content, "artifacts": {"late": step}}))
+    build = crew.qbuild(project, "r.yaml")
+    who_runs(workers, gate)
+    source.write_text("new\n")
+    gate.touch()
+    assert build.process.wait(60) == 1
+    assert "changed while the step ran" in build.text
+    source.write_text("old\n")
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = crew.qbuild(project, "r.yaml")
+    assert again.process.wait(60) == 0, again.text
+    assert (project / "build/kills/late").read_text() == "old\n"
 
 
 def test_worker_that_joins_a_build_is_given_work(crew: Crew, project: Path) -> None:
