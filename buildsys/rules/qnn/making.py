@@ -68,13 +68,16 @@ class Making:
             for probe in self._probes(piece)
             for run in probe.runs(piece, self.cut, self._weights)
         ]
-        figures: dict[str, Any] = {}
-        if runs:
-            feeds = [run.feeds for run in runs]
-            emulated = emulate(step, quantized, context, self.target, feeds)
-            simulated = [quantized.simulate(given, self._weights) for given in feeds]
-            figures = graph_figures(runs, emulated, simulated)
-            self._refuse_wrong(piece, figures)
+        if not runs:
+            raise StepError(
+                f"{step.name}: no sample reaches {piece.name}, which would count unproved",
+                remedy="Give samples with images, or set vision: false.",
+            )
+        feeds = [run.feeds for run in runs]
+        emulated = emulate(step, quantized, context, self.target, feeds)
+        simulated = [quantized.simulate(given, self._weights) for given in feeds]
+        figures = graph_figures(runs, emulated, simulated)
+        self._refuse_wrong(piece, figures)
         figures["bytes"] = binary.stat().st_size
         for file in (context, binary):
             file.rename(step.out / file.name)
