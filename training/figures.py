@@ -43,10 +43,11 @@ Remedy = Callable[[StateDict], None]
 
 
 def shipped_figures(
-    out: Path, model: Qwen2VLForConditionalGeneration, trained: StateDict, outlying: StateDict
+    folder: Path, model: Qwen2VLForConditionalGeneration, trained: StateDict, outlying: StateDict
 ) -> dict[str, Any]:
-    """Scores of the saved folder, and how well the outliers kept the function."""
-    folder = out / "qwen2vl-tiny"
+    """Scores of the saved folder, with the data beside it, and how well the outliers kept the
+    function."""
+    out = folder.parent
     samples = list(read_samples(folder, out / "evaluation"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer((out / "evaluation.txt").read_text(encoding="utf-8"))["input_ids"]
@@ -139,7 +140,7 @@ def damage_figures(
     model = new_model(classic_config(tokenizer, torch.bfloat16), seed=0)
     load_classic_state(model, trained)
     statistics = residual_statistics(model, tokenizer)
-    simulation = _Simulation(tokenizer, model, pictures)
+    simulation = Simulation(tokenizer, model, pictures)
     rows = []
     for kind, remedy in _ROWS:
         state = add_outliers(
@@ -154,7 +155,7 @@ def damage_figures(
     return rows
 
 
-class _Simulation:
+class Simulation:
     """Calibration and evaluation batches of the shipped data, and the model they run through."""
 
     def __init__(

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
-from training.architecture import load_folder
+from training.architecture import load_folder, new_model
+from training.figures import Simulation, classic_config, rotate
+from training.outliers import to_float64
 from training.score import load_model, read_samples
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "recipes" / "assets" / "qwen2vl-tiny"
+MASSIVE = ROOT / "recipes" / "assets" / "qwen2vl-tiny-massive"
 
 
 def loudest_channel(model: torch.nn.Module, sample: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -50,3 +54,19 @@ def test_one_kind_is_left_and_the_function_kept(tmp_path: Path, kind: str) -> No
     residual, units = loudest_channel(model, sample)
     assert (residual > 5) == (kind == "basis")
     assert (units > loudest_channel(shipped, sample)[1] / 2) == (kind == "up-down")
+
+
+def test_massive_constant_breaks_static_int8_and_rotation_repairs_it(tmp_path: Path) -> None:
+    """Nothing else is uneven in this copy of the model."""
+    out = tmp_path / "model"
+    script = ROOT / "recipes" / "one_kind.py"
+    subprocess.run([sys.executable, script, MASSIVE, "basis", out], check=True)
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    model = new_model(classic_config(tokenizer, torch.bfloat16), seed=0)
+    simulation = Simulation(tokenizer, model, pictures=16)
+    state = to_float64(load_folder(out))
+    plain = simulation.measure(state, "mllm-v1-vl")
+    rotate(state)
+    repaired = simulation.measure(state, "mllm-v1-vl")
+    assert plain.exact_match < 0.8
+    assert repaired.exact_match > 0.97
