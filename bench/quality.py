@@ -279,7 +279,6 @@ def _model(work: Path) -> Model:
         command = f"{sys.executable} -m buildsys all {recipe} --build-dir {work}"
         if os.system(command) != 0:
             sys.exit("the model could not be made")
-        (work / "m" / "model").rename(folder)
     return open_model(folder)
 
 
