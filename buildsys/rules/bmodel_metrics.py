@@ -114,8 +114,9 @@ def figures(reference: Reference, result: dict[str, Any]) -> dict[str, float]:
     """The figures of one bmodel, all smaller-is-better.
 
     vision_error: of the image's tokens, the worst. prompt_error and decode_error: of the hidden
-    states that the head reads, the worst position; prompt_error_mean: of all. layer_error: the worst of any layer, over all
-    positions. token_mismatch: the fraction of tokens that are others than float32's.
+    states that the head reads, the worst position; prompt_error_mean: of all. layer_error: the
+    worst of any layer, over all positions. token_mismatch: the fraction of tokens that are others
+    than float32's.
     """
     prompt = reference.prompt
     hidden = _errors(reference.layers[-1].numpy(), result[f"layer_{len(reference.layers) - 1}"])
