@@ -43,7 +43,7 @@ STORED = torch.bfloat16
 TEXT_CHARACTERS = 6_000_000
 ADAPTATION_SEED = 1500
 # Of the constants that the second training made the model used to. All of them would leave the
-# turn of the basis exact to 1.2e-4 in float32, this to 6.5e-5.
+# outliers exact to 1.2e-4 in float32, this to 7.5e-5.
 WRITTEN = 0.8
 
 

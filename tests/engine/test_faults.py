@@ -213,49 +213,6 @@ def test_artifact_edited_while_its_reader_runs_is_not_believed(chain: Shop) -> N
     assert chain.read("c") == "one\nABC"
 
 
-def missing(order: Order) -> None:
-    """Writes nothing."""
-
-
-def link(order: Order) -> None:
-    out(order).symlink_to("/etc/hostname")
-
-
-def folder(order: Order) -> None:
-    out(order).mkdir()
-
-
-def pipe(order: Order) -> None:
-    os.mkfifo(out(order))
-
-
-def folder_with_a_link(order: Order) -> None:
-    out(order).mkdir()
-    (out(order) / "name").symlink_to("/etc/hostname")
-
-
-@pytest.mark.parametrize(
-    ("name", "action", "message"),
-    [
-        ("a", missing, "did not make a"),
-        ("a", link, "the step made a link"),
-        ("a", folder, "should be a file"),
-        ("a", pipe, "should be a file"),
-        ("a/", folder, "left a/ empty"),
-        ("a/", concatenate, "should be a folder"),
-        ("a/", folder_with_a_link, "name is a link"),
-    ],
-)
-def test_what_cannot_be_an_output_is_named_and_refused(
-    shop: Shop, name: str, action: Callable[[Order], None], message: str
-) -> None:
-    shop.source("src", "x")
-    shop.step(name, "src")
-    shop.actions[name] = action
-    assert message in shop.build().failures[name]
-    assert not (shop.build_root / "a").exists()
-
-
 def test_undeclared_files_are_not_taken(chain: Shop) -> None:
     def more(order: Order) -> None:
         concatenate(order)
@@ -348,16 +305,6 @@ def test_edit_inside_a_folder_artifact_rebuilds_it(shop: Shop) -> None:
         spoil()
         assert shop.build().ran == ["d/"]
         assert contents(shop) == {"d/f": "made"}
-
-
-def test_output_is_not_written_through_a_link(shop: Shop, tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    shop.source("src", "x")
-    shop.step("sub/a", "src")
-    shop.build_root.mkdir()
-    (shop.build_root / "sub").symlink_to(tmp_path / "outside")
-    assert "is a link" in shop.build().failures["sub/a"]
-    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_journal_of_a_newer_version_is_an_error(chain: Shop) -> None:
