@@ -188,3 +188,38 @@ def _files_digest(stamps: Stamps, folder: str, names: Sequence[str]) -> str:
         digest = stamps.file(f"{folder}/{name}", follow=True)
         hasher.update(f"{name}\0{digest}\0".encode(errors="surrogateescape"))
     return hasher.hexdigest()
+
+
+def source_files(stamps: Stamps, source: Source, parts: Sequence[str]) -> Iterator[str]:
+    """The places of all files whose digests `source_entries` takes, of a folder's own folders,
+    and of the folder itself (of a model only where it is a link: what lies beside its parts
+    does not count)."""
+    if source.kind == "model":
+        yield from _model_files(stamps, source.paths["path"], parts or tuple(PARTS))
+        return
+    for path in source.paths.values():
+        yield path
+        mode = stamps.mode(path, follow=True)
+        if mode is not None and stat.S_ISDIR(mode):
+            yield from (f"{path}/{relative}" for relative, _ in walk(path, follow=True))
+
+
+def _model_files(stamps: Stamps, path: str, parts: Sequence[str]) -> Iterator[str]:
+    mode = stamps.mode(path, follow=True) if path else None
+    if mode is None:
+        return
+    if not stat.S_ISDIR(mode) or os.path.islink(path):
+        yield path
+    if stat.S_ISDIR(mode):
+        names = sorted(os.listdir(path))
+        yield from (f"{path}/{name}" for part in parts for name in names_of(part, names))
+
+
+def artifact_files(stamps: Stamps, name: str) -> Iterator[str]:
+    """The names of all files of an artifact."""
+    if name[-1] != "/":
+        yield name
+        return
+    for relative, found in walk(stamps.path(name[:-1]), follow=False):
+        if stat.S_ISREG(found.st_mode):
+            yield name + relative

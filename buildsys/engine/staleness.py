@@ -84,6 +84,10 @@ class Survey:
         self._versions: Mapping[str, str] | None = None
 
     @property
+    def stamps(self) -> Stamps:
+        return self._stamps
+
+    @property
     def hash_one(self) -> Callable[[str], str]:
         """What digests a file."""
         return self._stamps.hash_one

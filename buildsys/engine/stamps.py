@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from buildsys.engine.own_file import replace_file
 from buildsys.identity import hash_file
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 Stamp: TypeAlias = tuple[int, int, int, int, int]
 SETTLED_NS = 2_000_000_000
 VERSION = 1
+
+
+class Moved(NamedTuple):
+    """A file that has another stamp than at the last look in this run: it was written, touched,
+    linked or replaced, whatever its bytes are now."""
+
+    name: str
+    before: Stamp
+    now: Stamp
 
 
 def stamp_of(found: os.stat_result) -> Stamp:
@@ -61,6 +70,7 @@ class Stamps:
         self._digests: dict[str, tuple[Stamp, str]] = {}
         self._changed = False
         self.hashed: list[str] = []
+        self.moved: list[Moved] = []  # see `Moved`, in the order in which it was noticed
         self.hash_one: Callable[[str], str] = hash_file  # a trace puts a watch around it
 
     def path(self, name: str) -> str:
@@ -79,8 +89,15 @@ class Stamps:
             return None
         held = self._digests.get(name)
         if held is None or held[0] != seen[0]:
+            if held is not None:
+                self.moved.append(Moved(name, held[0], seen[0]))
             held = self._digests[name] = (seen[0], self._digest(name, seen[0]))
         return held[1]
+
+    def stamp(self, name: str, *, follow: bool) -> Stamp | None:
+        """The stamp of what is there."""
+        seen = self._look(name, follow)
+        return None if seen is None else seen[0]
 
     def saw(self, name: str, found: os.stat_result) -> None:
         """What somebody else's stat call said of a file just now."""

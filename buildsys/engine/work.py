@@ -18,11 +18,12 @@ from buildsys.engine.commit import Finished
 from buildsys.engine.disk import shortage
 from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
-from buildsys.engine.keeping import forget_kept
+from buildsys.engine.keeping import forget_kept, trust_kept
 from buildsys.engine.key import key_digest
 from buildsys.engine.last_run import forget_last_run, keep_failure
 from buildsys.engine.ordering import make_order
 from buildsys.engine.staleness import record_of
+from buildsys.engine.witness import Witness
 from buildsys.errors import QbuildError
 from buildsys.store.placing import fsync
 
@@ -79,6 +80,7 @@ class Work:
         self._staging = stage.Staging(folder.own("staging"))
         self._committer = committer
         self._cache = cache
+        self._witness = Witness(survey.blueprint, survey.stamps, machine.template)
         self._looking: dict[str, tuple[Running, Lookup]] = {}
         self._restoring: dict[str, tuple[Running, Future[Finished | None]]] = {}
         self._thread = ThreadPoolExecutor(1)
@@ -116,6 +118,9 @@ class Work:
         """Hand a step to the executor. False where that fails already."""
         step = running.step
         facts = self._survey.blueprint.rules[step.rule]
+        self._witness.begins(step)
+        if facts.resumable:
+            trust_kept(self._folder, step.name, self._witness.stamps_of(step))
         try:
             order = make_order(
                 step,
@@ -319,6 +324,7 @@ class Work:
 
     def _commit(self) -> list[tuple[str, bool]]:
         self._survey.expire()
+        self._witness.expire()
         done, refused = self._committer.commit(self._changed)
         for finished in done:
             self._staging.discard(self._in_flight.pop(finished.step).staging)
@@ -341,7 +347,8 @@ class Work:
 
     def _changed(self, name: str) -> Sequence[Reason]:
         running = self._in_flight[name]
-        return self._survey.changed_since(running.step, running.parts)
+        changed = self._survey.changed_since(running.step, running.parts)
+        return changed or self._witness.moved(running.step)
 
     def _fail(self, running: Running, error: str, ended: Ended | None) -> None:
         name = running.step.name

@@ -116,6 +116,7 @@ class Shop:
         self.actions: dict[str, Action] = {}
         self.cache: Callable[..., StepCache | None] = lambda folder, stamps, say: None
         self.parts: tuple[Any, ...] = ()
+        self.resumable = False
         (root / PACKAGE).mkdir()
         self.code("__init__", "")
         self.code("rule", RULE_CODE)
@@ -166,7 +167,8 @@ class Shop:
         return plan._replace(steps={name: self.steps[name] for name in order})
 
     def project(self) -> Project:
-        rule = Rule("shop", "", inputs={"i": InputSpec("", many=True, parts=self.parts)})
+        inputs = {"i": InputSpec("", many=True, parts=self.parts)}
+        rule = Rule("shop", "", inputs=inputs, resumable=self.resumable)
         blueprint = draw(self.plan(), {"shop": (RULE_MODULE, rule)})
         recipe = str(self.root / "r.yaml")
         return Project(recipe, {}, BuildFolder(str(self.build_root)), blueprint, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from buildsys.engine.folder import BuildFolder
-from buildsys.engine.keeping import forget_kept, kept_folder
+from buildsys.engine.keeping import READ, forget_kept, kept_folder, trust_kept
 
 
 def test_the_same_key_finds_what_it_kept_and_another_finds_nothing(tmp_path: Path) -> None:
@@ -31,3 +31,18 @@ def test_a_committed_step_keeps_nothing(tmp_path: Path) -> None:
     forget_kept(folder, "a/")
     assert not kept.exists()
     assert list((tmp_path / ".qbuild" / "kept").iterdir()) == []
+
+
+def test_kept_work_is_trusted_under_the_stamps_that_it_was_begun_with(tmp_path: Path) -> None:
+    folder = BuildFolder(str(tmp_path))
+    trust_kept(folder, "a/", {"/src": [1, 2]})
+    kept = Path(kept_folder(folder, "a/", "key"))
+    (kept / "half").write_text("x")
+    trust_kept(folder, "a/", {"/src": [1, 2]})
+    assert (Path(kept_folder(folder, "a/", "key")) / "half").exists()
+    trust_kept(folder, "a/", {"/src": [1, 3]})
+    assert not kept.exists()
+    (kept / "half").parent.mkdir()
+    (kept.parent / READ).write_text("{")  # torn by a loss of power
+    trust_kept(folder, "a/", {"/src": [1, 3]})
+    assert not kept.exists()

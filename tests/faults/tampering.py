@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 from buildsys.engine.journal import CHECKSUM
-from tests.faults.killing import process_named
+from tests.faults.killing import process_named, wait
 from tests.faults.registry import fault
 from tests.faults.world import World, contents, expect, killed_in_the_end
 
@@ -132,6 +132,31 @@ def input_edited_while_its_step_runs(world: World, chance: random.Random) -> Non
         expect("changed while the step ran" in done.err, done.err)
     if chance.random() < 0.6:
         world.edit_source("src0", before)
+    world.recover()
+    nothing_to_do(world)
+
+
+@fault(rounds=20)
+def input_edited_and_put_back_while_its_step_runs(world: World, chance: random.Random) -> None:
+    """So that every look before and after finds the same bytes, and at times the same mtime: what
+    was made is refused, and made again without being asked."""
+    name = chance.choice(sorted(world.steps_reading("src0")))
+    argv = world.content["artifacts"][name]["options"]["argv"]
+    argv[2] = f"sleep 0.61; {argv[2]}"
+    (world.seen / world.command[1]).write_text(json.dumps(world.content))
+    source = world.seen / "src0.txt"
+    found, before = source.stat(), world.words["src0"]
+    process = world.start()
+    with killed_in_the_end(process):
+        process_named(process, b"sleep\x000.61\x00")
+        world.edit_source("src0", "six")
+        wait(process, chance.choice((0.0, 0.61)))  # until before or after the step reads it
+        world.edit_source("src0", before)
+        if chance.random() < 0.5:
+            os.utime(source, ns=(found.st_atime_ns, found.st_mtime_ns))
+        done = world.ended(process)
+    expect(done.code == 1, f"it was not noticed: {done.out}{done.err}")
+    expect("changed while the step ran" in done.err, done.err)
     world.recover()
     nothing_to_do(world)
 
