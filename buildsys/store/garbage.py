@@ -106,9 +106,7 @@ def collect(
     if most is not None:
         free = (key for key in held if key not in used and ages[key] > GRACE)
         going |= _beyond(held, going, sorted(free, key=ages.__getitem__, reverse=True), most)
-    gone = [key for key in going if store.last_used(key) == last[key]]  # not used since
-    for key in gone:
-        store.forget(key)
+    gone = [key for key in going if store.forget_unused(key, last[key])]
     blobs, size = _sweep(store, _named(store), now)
     _tidy(store, now)
     kept = {e.digest: e.size for key in used & held.keys() for e in held[key]}
@@ -159,8 +157,8 @@ def _sweep(store: Store, named: Collection[str], now: float) -> tuple[int, int]:
     """Remove blobs that no record names and that are not new."""
     count = size = 0
     for digest, found in store.blobs():
-        if digest not in named and now - found.st_ctime > GRACE:
-            store.discard(digest)
+        old = digest not in named and now - found.st_ctime > GRACE
+        if old and store.discard_unused(digest, found):
             count, size = count + 1, size + found.st_size
     return count, size
 

@@ -5,6 +5,7 @@
     stamps/xx/DIGEST  see `blob_stamps`; for blobs that may share their inode with artifacts
     roots/NAME        the path of a build folder that uses the store
     tmp/              what is being written
+    lock              see `guard`
 
 A reader believes nothing: what it copies it digests, what it links has the stamp that the store
 left it with or is digested. So a blob that is gone, cut short or changed is a miss, not an error.
@@ -23,6 +24,7 @@ from blake3 import blake3
 from buildsys.store import blob_stamps
 from buildsys.store.actions import Action, BadRecord, Entry, decode, encode, seal, unseal
 from buildsys.store.blob_stamps import stamp_of
+from buildsys.store.guard import claiming, removing
 from buildsys.store.placing import BLOCK, copy, flush, hard_link, reflink, write_all
 
 LINKED = 1 << 20  # bytes: below, a copy costs less than to look after a link
@@ -89,8 +91,11 @@ class Store:
     def restore(self, key: str, action: Action, folder: str) -> bool:
         """Put an action's files below a folder. False where a blob is gone or not what it
         should be; the folder then holds a part, and the record is forgotten."""
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self._record(key))  # used now, for `gc`
+        try:
+            with claiming(self.root):
+                os.utime(self._record(key))  # used now, for `gc`
+        except FileNotFoundError:
+            return False  # it has just gone, and its blobs may go
         for path in action.folders:
             os.makedirs(f"{folder}/{path}", exist_ok=True)
         for entry in action.files:
@@ -156,7 +161,7 @@ class Store:
                 return True
         except FileNotFoundError:
             os.makedirs(os.path.dirname(blob), exist_ok=True)
-        if self.sound(entry) and self._wanted(entry):
+        if self.sound(entry) and self.claim(entry):
             return True
         return self._reflink_in(path, blob, entry) or self._hard_link_in(path, blob, entry)
 
@@ -207,7 +212,7 @@ class Store:
                     os.unlink(temporary)
 
     def _stage(self, path: str, entry: Entry, staged: dict[str, tuple[str, Entry]]) -> bool:
-        if entry.digest in staged or (self.holds(entry) and self._wanted(entry)):
+        if entry.digest in staged or (self.holds(entry) and self.claim(entry)):
             return True
         if not has_room(self.root, entry.size):
             return False
@@ -225,17 +230,19 @@ class Store:
         staged[entry.digest] = (temporary, entry)
         return True
 
-    def _wanted(self, entry: Entry) -> bool:
+    def claim(self, entry: Entry) -> bool:
         """A blob that is here already is about to be named by a new record: for `gc` it is new.
         False where it has just gone."""
         blob = self.blob(entry.digest)
-        try:
-            vouched = blob_stamps.noted(self.root, entry.digest) == stamp_of(os.stat(blob))
-            os.chmod(blob, os.stat(blob).st_mode & READ_ONLY)  # changes its ctime, and no more
-            if vouched:
-                blob_stamps.note(self.root, entry.digest, stamp_of(os.stat(blob)))
-        except FileNotFoundError:
-            return False
+        with claiming(self.root):
+            try:
+                found = os.stat(blob)
+                vouched = blob_stamps.noted(self.root, entry.digest) == stamp_of(found)
+                os.chmod(blob, found.st_mode & READ_ONLY)  # changes its ctime, and no more
+                if vouched:
+                    blob_stamps.note(self.root, entry.digest, stamp_of(os.stat(blob)))
+            except FileNotFoundError:
+                return False
         return True
 
     def record(self, key: str, action: Action) -> None:
@@ -267,6 +274,25 @@ class Store:
             raise
 
     # Removing
+
+    def forget_unused(self, key: str, last: float) -> bool:
+        """Remove a record, unless somebody has used it since."""
+        with removing(self.root):
+            if self.last_used(key) != last:
+                return False
+            self.forget(key)
+        return True
+
+    def discard_unused(self, digest: str, found: os.stat_result) -> bool:
+        """Remove a blob, unless somebody has taken it since stat said this of it."""
+        with removing(self.root):
+            try:
+                if stamp_of(os.stat(self.blob(digest))) != stamp_of(found):
+                    return False
+            except FileNotFoundError:
+                return False
+            self.discard(digest)
+        return True
 
     def forget(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -119,7 +119,7 @@ class Remote:
                 return None
             action, packed = self._believed(key, bytes(data))
             for entry in action.files:
-                if not self._store.holds(entry):
+                if not (self._store.holds(entry) and self._store.claim(entry)):
                     self._fetch_blob(entry, entry.digest in packed, heard)
         except (BadRecord, TooLong) as error:
             self._refused.add(key)
