@@ -283,8 +283,9 @@ def recipe_schema(rules: Mapping[str, Rule], names: Iterable[str]) -> Json:
         }
         for name in sorted(rules)
     ]
+    one: Json = {"type": "object", "required": ["rule"]}
     whole: Json = {
-        "artifacts": section({"type": "object", "required": ["rule"], "allOf": spelled}),
+        "artifacts": section({**one, "allOf": spelled} if spelled else one),
         "sources": section({"$ref": "#/$defs/source"}),
     }
     limit = with_expressions({"type": "number"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import Location, RecipeError
@@ -37,19 +38,36 @@ COUNTS = {
 
 
 def checker(schema: Json) -> Callable[[Node], list[RecipeError]]:
-    """A function that lists what is wrong with a node; the schema is prepared once."""
-    from jsonschema import Draft202012Validator
+    """A function that lists what is wrong with a node; the schema is prepared once.
 
-    validator = Draft202012Validator(schema)
+    A compiled validator only says that all is well, which it nearly always is; whatever it does
+    not like is looked at again by the one that says what is wrong and where.
+    """
+    from jsonschema_rs import Draft202012Validator
+
+    is_valid = Draft202012Validator(schema).is_valid
+    find = cache(lambda: faults(schema))
 
     def check(node: Node) -> list[RecipeError]:
+        value = plain(node)
+        try:
+            if is_valid(value):
+                return []
+        except ValueError:  # a text or a number that Rust has no form for
+            pass
         return [
-            translated
-            for error in validator.iter_errors(plain(node))
-            for translated in translate(deepest(error), node)
+            translated for error in find()(value) for translated in translate(deepest(error), node)
         ]
 
     return check
+
+
+def faults(schema: Json) -> Callable[[Json], Iterable[Any]]:
+    """What makes the errors of a value."""
+    from jsonschema import Draft202012Validator
+
+    found: Callable[[Json], Iterable[Any]] = Draft202012Validator(schema).iter_errors
+    return found
 
 
 def deepest(error: Any) -> Any:

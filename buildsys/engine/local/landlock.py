@@ -72,11 +72,15 @@ def ruleset(writable: Iterable[str]) -> int:
     return made
 
 
-def restrict(rules: int) -> None:
-    """From now on this process and all that it starts obey the rules. What is open already
-    stays as it is, and there is no way back."""
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
+def confine(writable: Iterable[str]) -> None:
+    """From now on this thread, and all that it starts, may write only below `writable`. What is
+    open already stays as it is, and there is no way back."""
+    rules = ruleset(writable)
+    try:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
+    finally:
+        os.close(rules)
 
 
 def _create_ruleset(version: int, rights: int) -> int:

@@ -28,7 +28,10 @@ class RunningStep:
     """Invariant: `ended` is None until the step's own process has been reaped, and from then
     on its pid is never signalled again."""
 
-    def __init__(self, order: Order, pid: int, events: int, warnings: tuple[str, ...]) -> None:
+    def __init__(
+        self, order: Order, pid: int, events: int | None, warnings: tuple[str, ...]
+    ) -> None:
+        """events: the descriptor by which a rule tells of itself; a program has none."""
         self.order = order
         self.pid = pid
         self.events = events
@@ -59,7 +62,7 @@ class RunningStep:
     def read_events(self) -> list[Progress]:
         """Take what the step has sent; the progress in it, newest only."""
         progress: list[Progress] = []
-        while True:
+        while self.events is not None:
             try:
                 data = os.read(self.events, READ_SIZE)
             except BlockingIOError:

@@ -1,11 +1,14 @@
 """From an order to a running process: in a session of its own, confined, with a clean slate.
 
-All that can be done beforehand is done before the fork: every page that the child writes, if
-only to count a reference, is first copied, and that would be most of what a short step costs.
+A program is started by posix_spawn(3), which copies nothing of this process; forking it would be
+most of what a short step costs. Landlock holds for the thread that asks for it and for what that
+thread starts, so the program's is asked for in a thread that does nothing else and ends.
 """
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -18,30 +21,55 @@ from buildsys.engine.local.wire import encode, write_order
 
 UNCONFINED = "unconfined: this kernel has no Landlock, so the program may write anywhere"
 CANNOT_RUN = 127
+STANDARD_ERROR = 2  # the last of the three descriptors that every process has
 
 
-def spawn_program(order: Order, events: int) -> int:
-    """Start the order's program directly; its pid. `events` takes word of a failed start.
+def spawn_program(order: Order) -> int:
+    """Start the order's program directly; its pid. This process moves to the step's folder.
 
-    OSError where the program is not in PATH or the step's folder cannot be prepared.
+    OSError, for people, where the program cannot be run or its folder cannot be prepared.
     """
     environment = environment_of(order)
-    program = find_program(order.argv[0], environment["PATH"])
-    ruleset = landlock.ruleset((order.staging, *order.writable)) if landlock.abi() else None
-    log = open_log(order)
+    try:
+        program = find_program(order.argv[0], environment["PATH"])
+        os.chdir(order.staging)
+        log = open_log(order)
+    except OSError as error:
+        raise OSError(f"cannot start: {error}") from error
 
-    def execute() -> None:
-        enter_step(order.staging, log)
-        if ruleset is not None:
-            landlock.restrict(ruleset)
-        os.execve(program, order.argv, environment)
+    def start() -> int:
+        if landlock.abi():
+            landlock.confine((order.staging, *order.writable))
+        output = [(os.POSIX_SPAWN_DUP2, log, each) for each in (1, 2)]
+        return os.posix_spawn(program, order.argv, environment, file_actions=output, setsid=True)
 
     try:
-        return _fork(execute, events, order.argv[0])
+        return in_own_thread(start)
+    except OSError as error:
+        raise OSError(f"cannot run '{order.argv[0]}': {error.strerror}") from error
     finally:
         os.close(log)
-        if ruleset is not None:
-            os.close(ruleset)
+
+
+def in_own_thread(work: Callable[[], int]) -> int:
+    """What `work` returns, or an OSError that it raises, from a thread that ends with it."""
+    made: list[int] = []
+    failed: list[BaseException] = []
+    over = _thread.allocate_lock()
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # raised again in the thread that waits
+            failed.append(error)
+        over.release()
+
+    over.acquire()
+    _thread.start_new_thread(run, ())  # a quarter of what threading.Thread costs
+    over.acquire()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def spawn_interpreter(order: Order, events: int) -> int:
@@ -125,10 +153,18 @@ def redirect_output(fd: int) -> None:
     os.dup2(fd, 2)
 
 
-def die_with_parent() -> None:
-    """Be killed when the parent dies. Sound only because the supervisor has one thread: the
-    signal comes when the thread that forked ends, not the process."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor but standard input, output and error, and these."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > STANDARD_ERROR and fd not in kept:
+            with contextlib.suppress(OSError):  # the one that lists them is closed by now
+                os.close(fd)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Get this signal when the parent dies. Sound only because the supervisor has one thread:
+    the signal comes when the thread that forked ends, not the process."""
+    prctl(PR_SET_PDEATHSIG, number)
 
 
 def environment_of(order: Order) -> dict[str, str]:

@@ -4,6 +4,10 @@ It has one thread, so that PR_SET_PDEATHSIG means what it says; it is a subreape
 nothing a step leaves behind escapes it; and it keeps the build folder's lock open until its
 last descendant is gone, so that the orphans of a killed qbuild never write beside the next one.
 It does what qbuild says over a socket and ends everything when that socket closes.
+
+Programs are run by lanes: processes that it forks of itself, each with a socket to qbuild of its
+own and one program at a time, so that whatever is below a lane is of that program. When the
+supervisor dies, its lanes end what is below them; when a lane dies, the supervisor does.
 """
 
 from __future__ import annotations
@@ -16,42 +20,82 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from buildsys.engine.executor import Ended, Order, Progress, Started
 from buildsys.engine.local import landlock, process_tree
+from buildsys.engine.local.ending import how_it_ended, many_threads, refused
 from buildsys.engine.local.running_step import RunningStep, kill_quietly
-from buildsys.engine.local.spawn import UNCONFINED, spawn_interpreter, spawn_program
+from buildsys.engine.local.spawn import (
+    UNCONFINED,
+    close_all_but,
+    die_with_parent,
+    spawn_interpreter,
+    spawn_program,
+)
 from buildsys.engine.local.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 from buildsys.engine.local.warm_worker import Kind, WarmWorker, WorkerLost
 from buildsys.engine.local.wire import Lines, encode, order_from_json
 
+if TYPE_CHECKING:
+    from buildsys.plan.graph import Json
+
 READ_SIZE = 1 << 18
 PATIENCE = 0.01  # seconds that Started and Progress may wait for company
+MOST_GIVEN = 16  # descriptors in one message; qbuild sends one
 WORKER_STARTS = 2  # a worker that dies is started once more; then its steps fail
 
 
 def main(arguments: list[str]) -> None:
     """arguments: the descriptor of the socket to qbuild; the lock's, if any, is just kept."""
-    for name in arguments:
-        os.set_inheritable(int(name), False)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    kept = [int(name) for name in arguments]
+    for fd in kept:
+        os.set_inheritable(fd, False)
     # A crash would otherwise leave gigabytes of core dump among a step's outputs.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    supervisor = Supervisor(socket.socket(fileno=int(arguments[0])))
+    supervisor = Supervisor(socket.socket(fileno=kept[0]), kept[1:])
     try:
         supervisor.run()
     finally:
         supervisor.end_everything()
 
 
-class Supervisor:
-    """Invariant: every child of this process is a worker, the process of a step in `_steps`,
-    or the orphan of a step whose own process is gone."""
+def become_lane(parent: int, control: int, kept: Sequence[int]) -> NoReturn:
+    """In a fork of the supervisor: begin anew with another socket, and nothing else of it but
+    the lock."""
+    try:
+        signal.set_wakeup_fd(-1)
+        close_all_but(control, *kept)
+        lane = Supervisor(socket.socket(fileno=control), kept)
+        die_with_parent(signal.SIGTERM)  # answered by ending everything
+        try:
+            if os.getppid() == parent:
+                lane.run()
+        finally:
+            lane.end_everything()
+        os._exit(0)
+    except BaseException:  # a bug; nothing may return into the code that forked this process
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
 
-    def __init__(self, control: socket.socket) -> None:
+
+class Supervisor:
+    """Invariant: every child of this process is a worker, a lane, the process of a step in
+    `_steps`, or an orphan: of a step whose own process is gone, or of a lane that is."""
+
+    def __init__(self, control: socket.socket, kept: Sequence[int]) -> None:
+        """kept: descriptors that its lanes keep, too."""
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._control = control
+        self._kept = kept
+        self._given: deque[int] = deque()
+        self._lanes: dict[int, int] = {}
+        self._lost_lanes: dict[int, str] = {}
         self._lines = Lines()
         self._out = bytearray()
         self._flush_at = math.inf
@@ -60,7 +104,7 @@ class Supervisor:
         self._workers: dict[Kind, WarmWorker] = {}
         self._starts: dict[Kind, int] = {"python": 0, "light": 0}
         self._worker_pids: set[int] = set()
-        self._orphans: dict[int, RunningStep] = {}
+        self._orphans: dict[int, RunningStep | None] = {}
         self._children = process_tree.OwnChildren()
         self._closing = False
         self._ready: dict[int, Callable[[], None]] = {}
@@ -129,9 +173,12 @@ class Supervisor:
 
     def _read_control(self) -> None:
         try:
-            data = self._control.recv(READ_SIZE)
+            data, given, _, _ = socket.recv_fds(self._control, READ_SIZE, MOST_GIVEN)
         except ConnectionResetError:
-            data = b""
+            data, given = b"", []
+        for fd in given:
+            os.set_inheritable(fd, False)  # Python 3.11's recv_fds passes no flags on
+        self._given += given
         if not data:
             self._closing = True
         for verb, value in self._lines.feed(data):
@@ -139,11 +186,32 @@ class Supervisor:
                 self._submit(order_from_json(value))
             elif verb == "cancel":
                 self._cancel(value)
+            elif verb == "lane":
+                self._open_lane(value, self._given.popleft())
+
+    def _open_lane(self, number: int, control: int) -> None:
+        """Fork a lane; qbuild has the other end of `control`, and calls it by this number."""
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                become_lane(parent, control, self._kept)
+        except OSError as error:
+            self._lost_lanes[number] = f"it could not be started: {error.strerror}"
+            self._end_steps()
+        else:
+            self._lanes[pid] = number
+        finally:
+            os.close(control)
 
     def _tell(self, event: Started | Progress | Ended) -> None:
-        self._out += encode([type(event).__name__, *event])
         # A short step has ended before word of its start is worth waking qbuild for.
-        due = 0.0 if isinstance(event, Ended) else time.monotonic() + PATIENCE
+        patience = 0.0 if isinstance(event, Ended) else PATIENCE
+        self._say([type(event).__name__, *event], patience)
+
+    def _say(self, message: Json, patience: float = 0.0) -> None:
+        self._out += encode(message)
+        due = time.monotonic() + patience if patience else 0.0
         self._flush_at = min(due, self._flush_at)
 
     def _flush(self) -> None:
@@ -164,11 +232,21 @@ class Supervisor:
 
     def _submit(self, order: Order) -> None:
         if order.argv:
-            self._start(order, spawn_program, () if landlock.abi() else (UNCONFINED,))
+            self._start_program(order)
         elif order.worker == "fresh":
             self._start(order, spawn_interpreter)
         else:
             self._submit_warm(order, order.worker)
+
+    def _start_program(self, order: Order) -> None:
+        try:
+            pid = spawn_program(order)
+        except OSError as error:
+            self._tell(refused(order.id, str(error)))
+            return
+        warnings = () if landlock.abi() else (UNCONFINED,)
+        self._steps[pid] = RunningStep(order, pid, None, warnings)
+        self._tell(Started(order.id, pid, time.time()))
 
     def _start(
         self, order: Order, spawn: Callable[[Order, int], int], warnings: tuple[str, ...] = ()
@@ -179,7 +257,7 @@ class Supervisor:
             pid = spawn(order, write)
         except OSError as error:
             os.close(read)
-            self._tell(refused(order, f"cannot start: {error}"))
+            self._tell(refused(order.id, f"cannot start: {error}"))
             return
         except WorkerLost:
             os.close(read)
@@ -187,14 +265,13 @@ class Supervisor:
         finally:
             os.close(write)
         step = self._steps[pid] = RunningStep(order, pid, read, warnings)
-        if not order.argv:
-            self._watch(read, lambda: self._hear(step))
+        self._watch(read, lambda: self._hear(step))
         self._tell(Started(order.id, pid, time.time()))
 
     def _hear(self, step: RunningStep) -> None:
         for progress in step.read_events():
             self._tell(progress)
-        if step.silent:
+        if step.silent and step.events is not None:
             self._forget(step.events)
 
     def _submit_warm(self, order: Order, kind: Kind) -> None:
@@ -238,7 +315,7 @@ class Supervisor:
             return
         self._starts[worker.kind] = 0
         for order in worker.queue:
-            self._tell(refused(order, str(lost)))
+            self._tell(refused(order.id, str(lost)))
 
     # Ending
 
@@ -246,7 +323,7 @@ class Supervisor:
         for worker in self._workers.values():
             for order in [order for order in worker.queue if order.id == name]:
                 worker.queue.remove(order)
-                self._tell(refused(order, "cancelled"))
+                self._tell(refused(order.id, "cancelled"))
         for step in self._steps.values():
             if step.order.id == name:
                 step.kill("cancel")
@@ -266,35 +343,47 @@ class Supervisor:
                 step.reaped(status, cpu, usage.ru_maxrss * process_tree.KIB)
                 self._ending.append(step)
             elif pid in self._orphans:
-                self._orphans.pop(pid).cpu += cpu
+                owner = self._orphans.pop(pid)
+                if owner is not None:
+                    owner.cpu += cpu
+            elif pid in self._lanes:
+                self._lost_lanes[self._lanes.pop(pid)] = how_it_ended(
+                    os.waitstatus_to_exitcode(status)
+                )
             else:
                 self._worker_pids.discard(pid)
-        if self._ending:
+        if self._ending or self._lost_lanes:
             self._end_steps()
 
     def _end_steps(self) -> None:
-        """Kill what ended steps left behind; a step of which nothing is left has ended."""
-        known = self._steps.keys() | self._worker_pids
+        """Kill what ended steps left behind, and lanes that died; a step of which nothing is
+        left has ended."""
+        known = self._steps.keys() | self._worker_pids | self._lanes.keys()
         held: list[RunningStep] = []
-        for pid in self._children():
-            if pid in known:
-                continue
+        orphans = [pid for pid in self._children() if pid not in known]
+        for pid in orphans:
             owners = [step for step in self._ending if step.owns(pid)] or self._ending
             held += owners
             if pid not in self._orphans:
-                self._orphans[pid] = owners[0]
-                owners[0].strays += owners[0].stop is None
+                self._orphans[pid] = owners[0] if owners else None
+                for owner in owners[:1]:
+                    owner.strays += owner.stop is None
             kill_quietly(pid, signal.SIGKILL)
         for step in [step for step in self._ending if step not in held]:
             self._ending.remove(step)
             self._finish(step)
+        if self._lost_lanes and not orphans:
+            for number, how in self._lost_lanes.items():
+                self._say(["Lost", number, how])
+            self._lost_lanes.clear()
 
     def _finish(self, step: RunningStep) -> None:
         for progress in step.read_events():
             self._tell(progress)
-        if step.events in self._ready:
-            self._forget(step.events)
-        os.close(step.events)
+        if step.events is not None:
+            if step.events in self._ready:
+                self._forget(step.events)
+            os.close(step.events)
         self._tell(step.result())
 
     def end_everything(self) -> None:
@@ -308,15 +397,3 @@ class Supervisor:
                 os.wait4(-1, 0)
             except ChildProcessError:
                 return
-
-
-def refused(order: Order, error: str) -> Ended:
-    """The end of an order that never ran."""
-    return Ended(order.id, 1, 0, False, False, error, "", {}, (), 0.0, 0.0, 0, 0)
-
-
-def many_threads(count: int) -> str:
-    return (
-        f"the warm worker has {count} threads after its imports and cannot fork safely; "
-        "this step imports everything anew"
-    )

@@ -38,6 +38,8 @@ def order_to_json(order: Order) -> Json:
     found = order._asdict()
     for name in SETTLED:
         del found[name]
+    if order.argv:
+        found["context"] = {}  # all that a program is told is in its arguments
     return found
 
 

@@ -143,6 +143,50 @@ def test_a_killed_supervisor_takes_the_steps_with_it_and_is_reported(workshop: W
     assert again.code == 0
 
 
+def test_a_killed_supervisor_takes_daemons_with_it_and_their_lane(workshop: Workshop) -> None:
+    workshop.executor.submit(workshop.script("a", DAEMON + "daemon(); signal.pause()"))
+    workshop.until(lambda: len(pids_in(_text(workshop.log("a")))) == 1)
+    supervisor = workshop.executor.supervisor_pid
+    assert supervisor is not None
+    (lane,) = process_tree.children(supervisor)
+    below = process_tree.tree(lane)
+    assert len(below) == 3
+    os.kill(supervisor, signal.SIGKILL)
+    workshop.until(lambda: workshop.ended("a") is not None)
+    assert not any(map(is_alive, below)), "told before the last of them was gone"
+
+
+def test_a_killed_lane_costs_its_step_and_nobody_else(workshop: Workshop) -> None:
+    workshop.executor.submit(workshop.order("other", ("sleep", "1000")))
+    workshop.executor.submit(workshop.script("a", DAEMON + "daemon(); signal.pause()"))
+    workshop.until(lambda: len(pids_in(_text(workshop.log("a")))) == 1)
+    tree = [workshop.pid("a"), *pids_in(workshop.log("a").read_text())]
+    parent = process_tree.state(tree[0])
+    assert parent is not None
+    os.kill(parent[1], signal.SIGKILL)
+    workshop.until(lambda: workshop.ended("a") is not None)
+    end = workshop.ended("a")
+    assert end is not None
+    assert "supervises the steps ended unexpectedly (killed by SIGKILL)" in end.error
+    assert not any(map(is_alive, tree)), "told before the last of them was gone"
+    assert is_alive(workshop.pid("other"))
+    (again,) = workshop.run(workshop.order("b", ("true",)))
+    assert again.code == 0
+
+
+def test_a_lane_that_was_killed_while_it_was_free_is_not_used_again(workshop: Workshop) -> None:
+    workshop.run(workshop.order("a", ("true",)))
+    supervisor = workshop.executor.supervisor_pid
+    assert supervisor is not None
+    (lane,) = process_tree.children(supervisor)
+    os.kill(lane, signal.SIGKILL)
+    (end,) = workshop.run(workshop.order("b", ("true",)))
+    if end.code != 0:  # it was given to the lane before that was known to be dead
+        assert "supervises the steps ended unexpectedly" in end.error
+        (end,) = workshop.run(workshop.order("c", ("true",)))
+    assert end.code == 0
+
+
 def test_a_supervisor_that_is_asked_to_end_ends_everything(workshop: Workshop) -> None:
     workshop.executor.submit(workshop.order("a", ("sh", "-c", "echo ready; exec sleep 1000")))
     workshop.wait_for_text("a", "ready")
