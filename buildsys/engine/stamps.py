@@ -2,7 +2,8 @@
 
 The memory is disposable: without it every file is read again, and nothing else changes. A
 digest is remembered only if the file had last changed at least two seconds before it was
-read: on a coarse clock a later edit might leave the same stamp.
+read: on a coarse clock a later edit might leave the same stamp. An output that was written
+some time before it was put in place needs no second reading: an edit leaves another mtime.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 # dev, inode, size, mtime_ns, ctime_ns
 Stamp: TypeAlias = tuple[int, int, int, int, int]
+SIZE = 2  # which of these it is
 SETTLED_NS = 2_000_000_000
+SECOND_NS = 1_000_000_000
+TICK_NS = 50_000_000  # no clock of a file system that counts below seconds is as coarse
 VERSION = 1
 
 
@@ -43,6 +47,14 @@ def stamp_of(found: os.stat_result) -> Stamp:
 def is_settled(stamp: Stamp, now_ns: int) -> bool:
     """Would any edit from now on leave another stamp, even on a clock of whole seconds?"""
     return now_ns - max(stamp[3], stamp[4]) >= SETTLED_NS
+
+
+def is_placed_late(stamp: Stamp) -> bool:
+    """Was it written a tick or more before its last change of place, so that an edit from then
+    on cannot leave this mtime (but by setting it)? Whole seconds tell of a clock of seconds."""
+    mtime, ctime = stamp[3:]
+    whole = mtime % SECOND_NS == 0 or ctime % SECOND_NS == 0
+    return ctime - mtime >= (SETTLED_NS if whole else TICK_NS)
 
 
 class Stamps:
@@ -107,8 +119,12 @@ class Stamps:
         """A file that was just put in place, and whose bytes are known."""
         self._seen.pop(name, None)
         seen = self._look(name, follow=False)
-        if seen is not None:
-            self._digests[name] = (seen[0], digest)
+        if seen is None:
+            return
+        self._digests[name] = (seen[0], digest)
+        if is_placed_late(seen[0]):
+            self._known[name] = [*seen[0], digest]
+            self._changed = True
 
     def expire(self) -> None:
         """From now on ask the system again: files may have changed since they were looked at."""

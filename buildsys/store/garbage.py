@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
+from buildsys.identity import hash_file
 from buildsys.store import blob_stamps
 from buildsys.store.actions import Entry
-from buildsys.store.local import digest_of
 
 if TYPE_CHECKING:
     from buildsys.store.local import Store
@@ -67,7 +67,7 @@ def verify(store: Store) -> Verified:
     for digest, found in store.blobs():
         stamp = blob_stamps.stamp_of(found)
         count, size = count + 1, size + found.st_size
-        if digest_of(store.blob(digest)) != digest:
+        if hash_file(store.blob(digest)) != digest:
             wrong.append(digest)
             store.discard(digest)
             continue

@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from buildsys.identity import hash_file
 from buildsys.store import blob_stamps
 from buildsys.store.actions import Action, BadRecord, Entry, decode, encode, seal, unseal
 from buildsys.store.blob_stamps import stamp_of
 from buildsys.store.guard import claiming, removing
-from buildsys.store.placing import BLOCK, copy, flush, hard_link, reflink, write_all
+from buildsys.store.placing import copy, flush, hard_link, reflink, write_all
 
 LINKED = 1 << 20  # bytes: below, a copy costs less than to look after a link
 READ_ONLY = 0o444
@@ -113,7 +114,7 @@ class Store:
             stamp = stamp_of(os.stat(blob))
             if blob_stamps.noted(self.root, entry.digest) == stamp:
                 return True
-            if digest_of(blob) == entry.digest:
+            if hash_file(blob) == entry.digest:
                 if _may_share(entry):
                     blob_stamps.note(self.root, entry.digest, stamp)
                 return True
@@ -332,16 +333,6 @@ class Store:
 
     def _record(self, key: str) -> str:
         return f"{self.root}/ac/{key}"
-
-
-def digest_of(path: str) -> str:
-    """BLAKE3 of a file."""
-    hasher = blake3()
-    block = memoryview(bytearray(BLOCK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            hasher.update(block[:count])
-    return hasher.hexdigest()
 
 
 def has_room(folder: str, size: int) -> bool:

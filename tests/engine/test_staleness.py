@@ -11,8 +11,9 @@ import pytest
 from buildsys.engine.executor import Order
 from buildsys.engine.key import differences
 from buildsys.errors import RecipeError
+from buildsys.identity import hash_file
 from buildsys.plan.graph import Json
-from tests.engine.shop import Shop
+from tests.engine.shop import Shop, concatenate
 
 
 def test_second_build_runs_nothing(chain: Shop) -> None:
@@ -221,3 +222,38 @@ def test_each_file_is_hashed_once_per_change(chain: Shop, monkeypatch: pytest.Mo
         chain.step(f"reader{each}", "src")
     assert chain.build().scene.stamps.hashed.count(str(chain.root / "src.txt")) == 1
     assert chain.survey().stamps.hashed.count(str(chain.root / "src.txt")) == 1
+
+
+@pytest.mark.parametrize("ago", [1.0, 0.0])
+def test_output_is_read_once_and_again_only_if_it_was_put_in_place_as_soon_as_written(
+    chain: Shop, monkeypatch: pytest.MonkeyPatch, ago: float
+) -> None:
+    """Also by the builds after the one that makes it, and where others read it."""
+    read: list[str] = []
+
+    def count(path: str) -> str:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr("buildsys.engine.stamps.hash_file", count)
+
+    def act(order: Order) -> None:
+        concatenate(order)
+        for path in order.context["outputs"].values():
+            time = Path(path).stat().st_mtime_ns - round(ago * 1e9)
+            os.utime(path, ns=(time, time))
+
+    chain.actions.update(dict.fromkeys(chain.steps, act))
+    assert len(chain.build().ran) == 4
+    made = [path for path in read if "/staging/" in path]
+    assert len(made) == 4
+    read.clear()
+    assert chain.build().ran == []
+    outputs = sorted(str(chain.build_root / name) for name in "abcd")
+    assert sorted(path for path in read if path in outputs) == ([] if ago else outputs)
+    chain.edit("d", text="x")
+    read.clear()
+    assert chain.build().ran == ["d"]
+    assert sum("/staging/" in path for path in read) == 1
+    if ago:
+        assert [path for path in read if path in outputs] == []

@@ -9,7 +9,7 @@ import blake3
 import pytest
 
 from buildsys.engine.digest import UnfitContent, folder_digest, source_entries
-from buildsys.engine.stamps import Stamps
+from buildsys.engine.stamps import Stamps, is_placed_late
 from buildsys.errors import Location
 from buildsys.identity import BLOCK, hash_file
 from buildsys.plan.graph import Source
@@ -88,6 +88,36 @@ def test_one_stat_per_file_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         stamps.file("f", follow=False)
         stamps.mode("f", follow=False)
     assert asked == [str(tmp_path / "f")]
+
+
+@pytest.mark.parametrize(
+    ("written", "placed", "known"),
+    [
+        (1_000_000_001, 1_060_000_001, True),
+        (1_000_000_001, 1_040_000_001, False),
+        (1_000_000_000, 2_000_000_000, False),  # a clock of whole seconds, as it seems
+        (1_000_000_000, 3_000_000_000, True),
+        (2_000_000_001, 1_000_000_001, False),  # the clock was set back
+    ],
+)
+def test_output_is_known_without_reading_if_an_edit_must_leave_another_mtime(
+    written: int, placed: int, known: bool
+) -> None:
+    assert is_placed_late((1, 2, 3, written, placed)) == known
+
+
+def test_output_that_is_edited_as_soon_as_it_is_in_place_is_read_again(tmp_path: Path) -> None:
+    """In place, and with its old size: the mtime tells."""
+    (tmp_path / "f").write_text("content")
+    hour_ago = (tmp_path / "f").stat().st_mtime_ns - 3600 * SECOND
+    os.utime(tmp_path / "f", ns=(hour_ago, hour_ago))
+    first = stamps_at(tmp_path, after=0)
+    first.put("f", "digest")
+    first.save()
+    assert stamps_at(tmp_path, after=10).file("f", follow=False) == "digest"
+    (tmp_path / "f").write_text("another")
+    again = stamps_at(tmp_path, after=10)
+    assert (again.file("f", follow=False), again.hashed) == (hash_file(str(tmp_path / "f")), ["f"])
 
 
 def test_broken_memory_is_no_memory(tmp_path: Path) -> None:
