@@ -11,10 +11,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from buildsys.engine.digest import walk
 from buildsys.engine.folder import read_json, write_json
 from buildsys.engine.staging import remove_tree
+from buildsys.engine.stamps import stamp_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from buildsys.engine.folder import BuildFolder
     from buildsys.plan.graph import Json
 
@@ -29,6 +33,17 @@ def trust_kept(folder: BuildFolder, step: str, stamps: Json) -> None:
         forget_kept(folder, step)
         os.makedirs(_place(folder, step))
         write_json(noted, stamps)
+
+
+def stamps_below(places: Iterable[str]) -> Json:
+    """Stamps of files and folders, of all that is in those folders, and of links to any of it."""
+    found: list[Json] = []
+    for place in places:
+        paths = [place]
+        if os.path.isdir(place):
+            paths += [f"{place}/{relative}" for relative, _ in walk(place, follow=True)]
+        found += [[path, stamp_of(os.lstat(path)), stamp_of(os.stat(path))] for path in paths]
+    return found
 
 
 def kept_folder(folder: BuildFolder, step: str, key: str) -> str:

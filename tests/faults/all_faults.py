@@ -1,6 +1,6 @@
 """Every fault there is: importing a file of scenarios registers them."""
 
-from tests.faults import disks, killing, sharing, tampering
+from tests.faults import disks, killing, scattering, sharing, tampering
 from tests.faults.registry import FAULTS
 
-__all__ = ["FAULTS", "disks", "killing", "sharing", "tampering"]
+__all__ = ["FAULTS", "disks", "killing", "scattering", "sharing", "tampering"]

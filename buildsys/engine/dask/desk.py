@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from buildsys.engine.dask.bench import Bench
 from buildsys.engine.dask.exchange import Exchange, open_exchange
 from buildsys.engine.digest import EXECUTABLE
 from buildsys.engine.executor import Ended, Order, Progress, Started
+from buildsys.engine.keeping import stamps_below
 from buildsys.engine.key import key_digest
 from buildsys.engine.ordering import program_of
 from buildsys.engine.staging import (
@@ -110,7 +111,7 @@ class Desk:
             return failed(parcel.step, why), log
         await asyncio.to_thread(self._hand_over, parcel, exchange, ended, staging, handed)
         if "kept" in order.context:
-            remove_tree(order.context["kept"])
+            remove_tree(os.path.dirname(order.context["kept"]))
         return ended, log
 
     @contextmanager
@@ -167,8 +168,7 @@ class Desk:
         context = parcels.moved(parcel.context, places, facts.templates)
         context |= {"outputs": outputs, "toolchain": toolchain}
         if facts.resumable:
-            context["kept"] = f"{self._scratch}/kept-{key_digest(parts)}"
-            os.makedirs(context["kept"], exist_ok=True)
+            context["kept"] = self._kept(key_digest(parts), places)
         argv, environment = program_of(facts.module, context, dict(parts["environment"]))
         return Order(
             id=parcel.token,
@@ -183,6 +183,18 @@ class Desk:
             timeout=parcel.timeout,
             memory_limit=parcel.memory_limit,
         )
+
+    def _kept(self, key: str, places: Mapping[str, str]) -> str:
+        """Where a resumable step keeps its work for another attempt on this worker. As on the
+        machine of the build, it counts only if what is read in its own place was not touched
+        since: it may have been edited meanwhile, and put back."""
+        stamps = stamps_below(place for place, here in sorted(places.items()) if place == here)
+        own, name = f"{self._scratch}/kept-{key}", key_digest({"stamps": stamps})
+        os.makedirs(f"{own}/{name}", exist_ok=True)
+        for other in os.listdir(own):
+            if other != name:
+                remove_tree(f"{own}/{other}")
+        return f"{own}/{name}"
 
     async def _run(self, order: Order, parcel: Parcel) -> Ended:
         def tell(event: Started | Progress) -> None:
