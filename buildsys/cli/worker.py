@@ -51,7 +51,8 @@ def licence(word: str) -> tuple[str, int]:
 def run(args: argparse.Namespace) -> int:
     """Work until interrupted (128 + the signal), or until the scheduler is gone (1)."""
     from buildsys.engine.dask.address import parse
-    from buildsys.engine.schedule import gpu_count, machine_capacity
+    from buildsys.engine.schedule import machine_capacity
+    from buildsys.gpus import gpu_count
     from buildsys.toolchains.definitions import folders_for
 
     address = parse(args.executor)

@@ -19,10 +19,10 @@ from buildsys.engine.folder import (
 from buildsys.engine.hub import without_snapshots
 from buildsys.engine.journal import Entries, read_journal
 from buildsys.engine.key import processor_class
-from buildsys.engine.schedule import gpu_count
 from buildsys.engine.staleness import Machine, Survey
 from buildsys.engine.stamps import Stamps
 from buildsys.errors import UsageError
+from buildsys.gpus import gpu_count
 from buildsys.identity import distribution_versions
 from buildsys.share import shared_folder
 

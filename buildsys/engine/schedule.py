@@ -146,15 +146,6 @@ def refuse_what_never_fits(steps: Iterable[Step], most: int) -> None:
             )
 
 
-def gpu_count() -> int:
-    """NVIDIA devices that this machine has a node for."""
-    try:
-        names = os.listdir("/dev")
-    except OSError:
-        return 0
-    return sum(name.startswith("nvidia") and name[len("nvidia") :].isdigit() for name in names)
-
-
 def longest_paths(plan: Plan, names: Iterable[str], entries: Entries) -> Mapping[str, float]:
     """Seconds from the start of each of these steps to the end of what waits for it, by what
     the journal says of the last time: the step with the most should run first."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from buildsys.models.computing import HERE, Compute
 from buildsys.models.layer_walk import walk_layers
 from buildsys.models.site_rows import Sites, sites_of
 from buildsys.quant.clipping import (
@@ -74,17 +75,19 @@ def clipped_ranges(
     statistics: Mapping[str, LinearStatistics],
     methods: Mapping[Kind, Method],
     target: str,
+    compute: Compute = HERE,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> dict[str, Clipped]:
     """The ranges of all linears whose kind has a method other than absmax, by name.
 
     statistics: `profile_layers`' of the same tensors and samples: no range is above their
     maximum. target: the profile; what it gives 16 bits, or leaves in float, is not clipped.
+    compute: where the layers run; the search is in float32 on the CPU.
     """
     peaks = {name: (abs(s.input.ori), abs(s.output.ori)) for name, s in statistics.items()}
     found: dict[str, Clipped] = {}
     layers = 1 + max(linear.layer or 0 for linear in model.family.linears.values())
-    for done, visit in enumerate(walk_layers(model, tensors, samples, folder)):
+    for done, visit in enumerate(walk_layers(model, tensors, samples, folder, compute)):
         progress(done, layers, "layers")
         found |= _Search(sites_of(visit), peaks, methods, target).ranges()
     progress(layers, layers, "layers")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from buildsys.models.computing import HERE, Compute
 from buildsys.models.layer_states import States, StateStore
 from buildsys.models.layerwise import LayerwiseModel, Stage
 
@@ -44,15 +45,20 @@ class LayerVisit:
 
 
 def walk_layers(
-    model: Model, tensors: TensorSource, samples: Sequence[Samples], folder: Path
+    model: Model,
+    tensors: TensorSource,
+    samples: Sequence[Samples],
+    folder: Path,
+    compute: Compute = HERE,
 ) -> Iterator[LayerVisit]:
     """Visit every decoder layer in order.
 
     What the visitor has made of the layer when it asks for the next one is what all samples go
     through. tensors: classic names, as of `rotated_tensors`. folder: for the states, float32
-    [tokens, hidden], twice while a layer runs.
+    [tokens, hidden], twice while a layer runs. compute: where the layers run, and what their
+    weights are.
     """
-    layerwise = LayerwiseModel(model, tensors)
+    layerwise = LayerwiseModel(model, tensors, compute)
     store = StateStore(folder)
     light = [layerwise.light(sample) for sample in _every(samples)]
     images = any(length.patches for part in samples for length in part.lengths())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from buildsys.formats.tensors import row_parts
+from buildsys.models.computing import HERE, Compute, back
 from buildsys.models.freed_memory import give_back
 from buildsys.models.open import Model
 from buildsys.models.runtime import empty, fill, position_ids, skeleton, stored_name
@@ -58,11 +59,13 @@ class Ungrouped(nn.Module):
 class LayerwiseModel:
     """A skeleton of the model, and `tensors` (classic names) to fill one part of it from."""
 
-    def __init__(self, model: Model, tensors: TensorSource) -> None:
+    def __init__(self, model: Model, tensors: TensorSource, compute: Compute = HERE) -> None:
         self.family = model.family
         self.tensors = tensors
+        self.compute = compute
         self._model = model
         self._module: Any = skeleton(model, tensors)
+        compute.buffers_there(self._module)
         backbone: Any = self._module.model
         self._visual: Any = getattr(backbone, "visual", None)
         language: Any = backbone if self._visual is None else backbone.language_model
@@ -108,7 +111,7 @@ class LayerwiseModel:
         """The stage's module with its weights, for as long as the context lasts."""
         part = self._part(stage)
         name = "model.norm" if stage.kind == "head" else stage.name
-        fill(part, name, self.tensors, self.family)
+        fill(part, name, self.tensors, self.family, self.compute)
         give_back()
         try:
             yield part
@@ -125,17 +128,23 @@ class LayerwiseModel:
         part: nn.Module = getattr(self, parts[stage.kind])
         return part
 
-    @torch.inference_mode()
     def run(self, stage: Stage, sample: Sample, state: Tensor) -> Tensor:
-        """The state [rows, width] behind a filled stage. Of the first vision stage the state is
-        the sample's pixels; of the head's the result is its input, after the norm."""
+        """The state [rows, width] behind a filled stage, float32. Of the first vision stage the
+        state is the sample's pixels; of the head's the result is its input, after the norm."""
+        return back(self.run_there(stage, sample, state))
+
+    @torch.inference_mode()
+    def run_there(self, stage: Stage, sample: Sample, state: Tensor) -> Tensor:
+        """`run`, with the result where and as it was computed."""
         part: Any = self._part(stage)
+        state = self.compute.there(state)
         if stage.kind == "layer":
             return self._run_layer(stage.index, sample, state)
         if stage.kind == "block":
             self._visual.blocks = nn.ModuleList([part])
             self._visual.fullatt_block_indexes = [0] if stage.index in self._wide else []
-            seen = self._visual(state, grid_thw=sample.image_grid_thw)
+            assert sample.image_grid_thw is not None
+            seen = self._visual(state, grid_thw=self.compute.there(sample.image_grid_thw))
             # Behind the merger, where windows are in the image's order again.
             found: Tensor = seen.pooler_output.reshape(state.shape)
             return found
@@ -155,7 +164,7 @@ class LayerwiseModel:
         self._language.config = config
         found: Tensor = self._language(
             inputs_embeds=state[None],
-            position_ids=position_ids(self._module, sample),
+            position_ids=self.compute.there(position_ids(self._module, sample)),
             use_cache=False,
         ).last_hidden_state[0]
         return found
@@ -190,10 +199,10 @@ class LayerwiseModel:
         return used, table
 
     def head_parts(self, limit: int) -> Iterator[Tensor]:
-        """The head's weight float32 in parts [rows, in] of about `limit` bytes."""
+        """The head's weight in parts [rows, in] of about `limit` bytes as float32."""
         name = stored_name(self.family.head.weight_name, set(self.tensors.names()), self.family)
         shape = self.tensors.shape(name)
         for start, stop in row_parts(shape, torch.float32.itemsize, limit):
-            yield self.tensors.rows(name, start, stop).to(torch.float32)
+            yield self.compute.there(self.tensors.rows(name, start, stop))
             self.tensors.release(name)
             give_back()

@@ -173,7 +173,7 @@ def _reporter(observers: Observers, linear: Linear) -> Callable[[Any, Any, Any],
     def report(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         observers.see_input(linear, inputs[0])
         if observers.no_bias and module.bias is not None:
-            output = output - module.bias
+            output = output.to(torch.float32) - module.bias
         observers.see_output(linear, output)
 
     return report

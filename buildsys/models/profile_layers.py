@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from buildsys.models.computing import HERE, Compute
 from buildsys.models.layer_states import StageWriter, States, StateStore
 from buildsys.models.layerwise import LayerwiseModel, Stage
 from buildsys.models.profile import (
@@ -48,6 +49,7 @@ def profile_layers(
     mode: Mode = "absmax",
     no_bias: bool = True,
     graphs: GraphProfile | None = None,
+    compute: Compute = HERE,
     progress: Progress = lambda done, total, unit: None,
 ) -> dict[str, LinearStatistics]:
     """Statistics of every linear that the samples reach, in order of first execution.
@@ -55,10 +57,11 @@ def profile_layers(
     tensors: classic names, as of `rotated_tensors`. folder: holds the hidden states (float32
     [tokens, hidden], twice while a layer runs) and what a killed run needs to go on; what is
     left there by a run with the same arguments is taken up. graphs: takes the ranges of the
-    graphs' tensors in the same pass. progress counts layers, by work.
+    graphs' tensors in the same pass, in float32 on the CPU. compute: where the layers run;
+    statistics are summed in float32 and float64 wherever that is. progress counts layers, by work.
     """
     sizes = sizes_of(samples)
-    layerwise = LayerwiseModel(model, tensors)
+    layerwise = LayerwiseModel(model, tensors, compute)
     store = StateStore(folder)
     stages = layerwise.stages(images=sizes.patches > 0)
     if graphs is not None:
@@ -156,7 +159,7 @@ def _run_head(
     with layerwise.filled(stage):
         for number, weight in enumerate(layerwise.head_parts(HEAD_PART)):
             for sample, state in zip(samples, states, strict=True):
-                hidden = layerwise.run(stage, sample, state)
+                hidden = layerwise.run_there(stage, sample, state)
                 if number == 0:
                     observers.see_input(head, hidden)
                     if graphs is not None:

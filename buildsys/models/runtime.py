@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from buildsys.models.computing import HERE, Compute
 from buildsys.models.errors import ModelError
 from buildsys.models.freed_memory import give_back
 from buildsys.models.key_layout import to_classic
@@ -39,7 +40,7 @@ def load_module(
     """
     source = model.tensors if tensors is None else tensors
     module = skeleton(model, source)
-    fill(module, "", source, model.family, dtype)
+    fill(module, "", source, model.family, Compute(dtype=dtype))
     return module
 
 
@@ -56,7 +57,7 @@ def fill(
     name: str,
     source: TensorSource,
     family: Family,
-    dtype: torch.dtype = torch.float32,
+    compute: Compute = HERE,
 ) -> None:
     """Give every parameter of `part` (whose classic name is `name`, "" for a whole module) its
     value. Peak memory: the part plus one tensor. Raises ModelError for a missing tensor."""
@@ -66,7 +67,10 @@ def fill(
         if stored not in present:
             raise ModelError("is missing", file=source.path, tensor=stored)
         # A copy: the source's tensor may lie over a mapped file that is released below.
-        weights = source.read(stored).to(dtype, copy=True)
+        read = source.read(stored)
+        weights = compute.there(read)
+        if weights.data_ptr() == read.data_ptr():
+            weights = weights.clone()
         setattr(owner, attribute, nn.Parameter(weights, requires_grad=False))
         source.release(stored)
         if weights.nbytes >= LARGE:

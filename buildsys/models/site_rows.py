@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from buildsys.models.computing import back
 from buildsys.models.family import Kind, Linear
 from buildsys.models.layer_walk import LayerVisit
 from buildsys.models.profile import linears_in
@@ -58,7 +59,8 @@ class Sites:
         return torch.cat(self._rows.outputs[self.linears[kind].name])
 
     def weight(self, kind: Kind) -> Tensor:
-        return self._modules[kind].weight
+        """Of one linear [out, in], float32 on the CPU, wherever the layer runs."""
+        return back(self._modules[kind].weight)
 
     def columns(self, kind: Kind) -> Tensor:
         """The squared norm of every column: how much of an error in an input arrives."""
@@ -94,9 +96,10 @@ def _watched(visit: LayerVisit, rows: SiteRows) -> Iterator[None]:
     def hook(name: str) -> Callable[[Any, Any, Any], None]:
         def see(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = inputs[0].flatten(0, -2), output.flatten(0, -2)
+            chosen = rows.chosen.to(x.device)
             if name == family.group_of[name][0]:
-                rows.inputs.setdefault(name, []).append(x[rows.chosen])
-            y = y[rows.chosen] if module.bias is None else y[rows.chosen] - module.bias
+                rows.inputs.setdefault(name, []).append(back(x[chosen]))
+            y = back(y[chosen]) if module.bias is None else back(y[chosen]) - back(module.bias)
             rows.outputs.setdefault(name, []).append(y)
 
         return see

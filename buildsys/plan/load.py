@@ -40,12 +40,13 @@ def load_plan(
     Raises RecipeError and UsageError. Executes nothing, writes nothing; whether the sources
     exist is `missing.missing_sources`'s question.
     """
+    from buildsys.gpus import torch_has_cuda
     from buildsys.plan.planning import make_plan
     from buildsys.recipe.loading import read_recipe
 
     known = InstalledRules() if rules is None else rules
     read = read_recipe(recipe, defines, known)
-    return make_plan(read, known), read.files
+    return make_plan(read, known, cuda=torch_has_cuda()), read.files
 
 
 def find_recipe(word: str | None, last: str | None = None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from buildsys.errors import Location, RecipeError
+from buildsys.plan.computing import device_mistakes, takes_device, with_device
 from buildsys.plan.graph import Gate, Plan, Ref, Source, Step
 from buildsys.plan.order import find_circle, topological
 from buildsys.plan.outputs import Output, check_name, check_together, folded
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from buildsys.rules.spec import Problem, Rule
 
 
-def make_plan(recipe: Recipe, rules: Mapping[str, Rule]) -> Plan:
-    """The graph of a recipe.
+def make_plan(recipe: Recipe, rules: Mapping[str, Rule], *, cuda: bool = False) -> Plan:
+    """The graph of a recipe. cuda: what `device: auto` may take.
 
     Raises RecipeError (RecipeMistakes for several) for names that are taken twice, lead out
     of the build folder or do not exist, inputs of the wrong kind, circles, and everything
@@ -33,7 +34,7 @@ def make_plan(recipe: Recipe, rules: Mapping[str, Rule]) -> Plan:
     everything = [output for each in outputs.values() for output in each.values()]
     check_outputs(recipe, rules, everything)
     names = Names(recipe.sources, {output.path: output.step for output in everything}, recipe.off)
-    steps = resolve_steps(recipe, rules, outputs, names)
+    steps = resolve_steps(recipe, rules, outputs, names, cuda)
     needs = {name: producers(step, names.producer) for name, step in steps.items()}
     refuse_circle(steps, needs, names.producer, recipe)
     plan = Plan(
@@ -139,6 +140,7 @@ def resolve_steps(
     rules: Mapping[str, Rule],
     outputs: Mapping[str, Mapping[str, Output]],
     names: Names,
+    cuda: bool,
 ) -> dict[str, Step]:
     steps: dict[str, Step] = {}
     errors: list[RecipeError] = []
@@ -146,7 +148,10 @@ def resolve_steps(
         rule = rules[entry.rule]
         inputs, mistakes = resolve_inputs(entry, rule, names)
         errors += mistakes
-        options = complete_options(entry, rule)
+        options, resources = complete_options(entry, rule), dict(entry.resources)
+        if takes_device(rule):
+            errors += device_mistakes(entry, options)
+            options, resources = with_device(options, resources, cuda)
         usual = rule.toolchain_for(options) if rule.toolchain_for else rule.toolchain
         steps[entry.name] = Step(
             name=entry.name,
@@ -158,7 +163,7 @@ def resolve_steps(
             temporary=entry.temporary,
             tags=entry.tags,
             threads=rule.threads if entry.threads is None else entry.threads,
-            resources=entry.resources,
+            resources=resources,
             timeout=entry.timeout,
             toolchain=entry.toolchain or usual,
             environment=entry.environment,

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildsys.rules.lineage import same_inputs
-from buildsys.rules.model_inputs import RESCALE, ROTATION, digest_of, model_input, open_inputs
+from buildsys.rules.model_inputs import (
+    COMPUTE,
+    DEVICE,
+    RESCALE,
+    ROTATION,
+    compute_of,
+    digest_of,
+    model_input,
+    open_inputs,
+)
 from buildsys.rules.spec import InputSpec, Memory, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 
     from buildsys.formats.tensors import TensorSource
     from buildsys.models.clipped import Clipped
+    from buildsys.models.computing import Compute
     from buildsys.models.graph.profile import GraphProfile
     from buildsys.models.open import Model
     from buildsys.models.profile import LinearStatistics
@@ -38,6 +48,13 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
     """The rotation and the factors must be this model's."""
     yield from same_inputs(step, plan, "rotation", ["model"])
     yield from same_inputs(step, plan, "rescale", ["model", "rotation"])
+    elsewhere = step.options.get("device") == "cuda" or step.options.get("compute") == "bf16"
+    if elsewhere and step.options.get("points") == "graph":
+        yield Problem(
+            "points: graph takes its ranges in fp32 on the CPU",
+            remedy="Leave device and compute out, or points.",
+            option="points",
+        )
 
 
 RULE = Rule(
@@ -85,6 +102,8 @@ RULE = Rule(
             "description": "graph: also the range (min, max) of every tensor of the model's "
             "graphs, which rule qnn-context needs; mllm's three sections stay as they are.",
         },
+        "device": DEVICE,
+        "compute": COMPUTE,
         "no_bias": {
             "type": "boolean",
             "default": True,
@@ -108,6 +127,7 @@ def make(step: StepContext) -> None:
     from buildsys.models.rotated import rotated_tensors
     from buildsys.models.scales import write_scales
 
+    compute = compute_of(step)
     model, rotations, rescale = open_inputs(step)
     tensors = rotated_tensors(model, rotations, rescale=rescale)
     samples = open_step_samples(step, model)
@@ -121,6 +141,7 @@ def make(step: StepContext) -> None:
             mode=step.options["statistics"],
             no_bias=step.options["no_bias"],
             graphs=graphs,
+            compute=compute,
             progress=step.progress,
         )
     unseen = [
@@ -131,7 +152,7 @@ def make(step: StepContext) -> None:
     if unseen:
         step.warn(f"{len(unseen)} linears saw no sample and have no scale, such as {unseen[0]}")
     ranges = None if graphs is None else graphs.ranges
-    clipped = _clipped(step, model, tensors, samples, statistics)
+    clipped = _clipped(step, model, tensors, samples, statistics, compute)
     target = target_of(step, model) if clipped else None
     write_scales(step.out, statistics, made_with(step, samples, target), ranges, clipped)
 
@@ -142,6 +163,7 @@ def _clipped(
     tensors: TensorSource,
     samples: list[Samples],
     statistics: Mapping[str, LinearStatistics],
+    compute: Compute,
 ) -> dict[str, Clipped]:
     """Ranges below the maximum, where the recipe asks for them."""
     from buildsys.models.clipped import clipped_ranges
@@ -159,6 +181,7 @@ def _clipped(
             statistics=statistics,
             methods=methods,
             target=target_of(step, model),
+            compute=compute,
             progress=step.progress,
         )
     step.note("clipped", len(found))
@@ -209,6 +232,8 @@ def made_with(
     return {
         "statistics": step.options["statistics"],
         "no_bias": step.options["no_bias"],
+        "device": step.options["device"],
+        "compute": step.options["compute"],
         **({} if target is None else {"clipping": step.options["clipping"], "target": target}),
         "model": digest_of(step, "model"),
         "rotation": digest_of(step, "rotation"),

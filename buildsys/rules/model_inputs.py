@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildsys.rules.spec import ANY_FILE, InputSpec, ModelPart
+from buildsys.rules.spec import ANY_FILE, DEVICES, InputSpec, ModelPart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from buildsys.models.computing import Compute
     from buildsys.models.open import Model
     from buildsys.models.rotations import Rotations
     from buildsys.rules.spec import StepContext
@@ -22,6 +23,19 @@ ROTATION = InputSpec(
 RESCALE = InputSpec(
     "Factors of rule rescale, applied after the rotation.", kinds=ANY_FILE, required=False
 )
+
+DEVICE = {
+    "enum": list(DEVICES),
+    "default": "cpu",
+    "description": "Where the model runs. auto: cuda where torch has one, else cpu; what it came "
+    "to is part of what the artifact is made from. cuda where there is none is an error.",
+}
+COMPUTE = {
+    "enum": ["fp32", "bf16"],
+    "default": "fp32",
+    "description": "Precision of weights and hidden states while the model runs. bf16: half the "
+    "memory, and fast where the processor or GPU has it; statistics are summed in float32.",
+}
 
 
 def model_input(*parts: ModelPart) -> InputSpec:
@@ -45,6 +59,15 @@ def open_inputs(step: StepContext) -> tuple[Model, Rotations | None, dict[str, T
         None if rotation is None else load_rotations(rotation.path, model.family),
         {} if rescale is None else load_rescaling(rescale.path),
     )
+
+
+def compute_of(step: StepContext) -> Compute:
+    """Where the step's model runs, which is noted; ModelError where torch has no such device."""
+    from buildsys.models.computing import open_compute
+
+    compute = open_compute(step.options["device"], step.options.get("compute", "fp32"))
+    step.note("device", compute.name())
+    return compute
 
 
 def digest_of(step: StepContext, name: str) -> str | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan, Step
 
 ModelPart = Literal["config", "weights", "tokenizer", "processor"]
+# What a rule's option `device` may be; `auto` is settled when the plan is made.
+DEVICES = ("cpu", "cuda", "auto")
 ANY_FILE = ("artifact", "file")
 ANY_FOLDER = ("artifact", "folder")
 

@@ -69,6 +69,8 @@ def test_the_file_says_what_it_was_taken_with(make: Any, qwen2_folder: Path, tex
     assert json.loads(made.out.read_text())["qbuild"] == {
         "statistics": "absmax",
         "no_bias": True,
+        "device": "cpu",
+        "compute": "fp32",
         "model": "digest",
         "rotation": "abc",
         "rescale": None,

@@ -12,9 +12,10 @@ from buildsys.engine.dask.exchange import Exchange, open_exchange
 from buildsys.engine.journal import Entries
 from buildsys.engine.key import canonical
 from buildsys.engine.project import this_machine
-from buildsys.engine.schedule import Capacity, claim_of, gpu_count, machine_capacity
+from buildsys.engine.schedule import Capacity, claim_of, machine_capacity
 from buildsys.engine.stamps import Stamps
 from buildsys.errors import UsageError
+from buildsys.gpus import gpu_count
 from buildsys.toolchains.definitions import folders_for
 
 if TYPE_CHECKING:
