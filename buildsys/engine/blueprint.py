@@ -19,6 +19,7 @@ from blake3 import blake3
 import buildsys
 from buildsys.engine.key import canonical, fixed_parts, key_digest
 from buildsys.engine.own_file import replace_file
+from buildsys.gpus import gpu_count
 from buildsys.identity import distribution_versions, hash_file
 from buildsys.plan.cached import from_json, to_json
 from buildsys.share import PACKAGE, shared_folder
@@ -104,6 +105,7 @@ def write_cache(
         "absent": [*folders_that_would_win(plan), *recipes_that_would_win(files)],
         "qbuild": own_stamp(),
         "packages": packages_stamp(),
+        "gpus": gpu_count(),
     }
     body = json.dumps(to_body(blueprint), separators=(",", ":"))
     try:
@@ -180,6 +182,7 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
         and header["here"] == os.getcwd()
         and header["qbuild"] == own_stamp()
         and header["packages"] == packages_stamp()
+        and header.get("gpus") == gpu_count()  # what `device: auto` was taken for
         and all(os.path.isfile(f) and hash_file(f) == d for f, d in header["files"].items())
         and not any(os.path.lexists(place) for place in header["absent"])
     )
