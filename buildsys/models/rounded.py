@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from buildsys.models.layer_walk import LayerVisit, replace_module, walk_layers
 from buildsys.models.profile import linears_in
 from buildsys.models.simulate import StaticLinear, quantizers_of
-from buildsys.quant.gptq import Hessian, gptq_int8
+from buildsys.quant.gptq import Hessian, best_scale, gptq_int8
 from buildsys.quant.int8 import Quantized, weight_scale
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ def rounded_layers(
     target: str,
     damping: float,
     correct_bias: bool = False,
+    search_scale: bool = False,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Iterator[dict[str, Rounded]]:
     """The rounded linears of each decoder layer by name, layer after layer.
 
     ranges: every linear that is int8. correct_bias: the samples go on through biases that are
-    corrected. Raises QuantError, naming the linear, for values that are not finite.
+    corrected. search_scale: `best_scale` instead of the maximum. Raises QuantError, naming the
+    linear, for values that are not finite.
     """
     layers = 1 + max(linear.layer or 0 for linear in model.family.linears.values())
     for done, visit in enumerate(walk_layers(model, tensors, samples, folder)):
@@ -67,7 +69,7 @@ def rounded_layers(
         for child, linear in own:
             static = StaticLinear(child, quantizers_of(linear, model.family, ranges, target))
             replace_module(visit.part, _path(linear), static)
-        made = _round(visit, [linear for _, linear in own], damping)
+        made = _round(visit, [linear for _, linear in own], damping, search_scale)
         for name, rounded in made.items():
             module: Any = visit.part.get_submodule(_path(model.family.linears[name]))
             values = rounded.weight.values.to(torch.float32) * rounded.weight.scale
@@ -88,6 +90,7 @@ def rounded_by_name(
     target: str,
     damping: float,
     correct_bias: bool = False,
+    search_scale: bool = False,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Callable[[str], Rounded | None]:
     """`rounded_layers` by linear: layers are made as their linears are asked for, in order.
@@ -103,6 +106,7 @@ def rounded_by_name(
         target=target,
         damping=damping,
         correct_bias=correct_bias,
+        search_scale=search_scale,
         progress=progress,
     )
     made: dict[str, Rounded] = {}
@@ -123,7 +127,9 @@ def _path(linear: Linear) -> str:
     return linear.name.split(".", 3)[3]
 
 
-def _round(visit: LayerVisit, linears: Sequence[Linear], damping: float) -> dict[str, Rounded]:
+def _round(
+    visit: LayerVisit, linears: Sequence[Linear], damping: float, search_scale: bool
+) -> dict[str, Rounded]:
     hessians = _hessians(visit, linears)
     family = visit.layerwise.family
     made = {}
@@ -131,7 +137,8 @@ def _round(visit: LayerVisit, linears: Sequence[Linear], damping: float) -> dict
         module: Any = visit.part.get_submodule(_path(linear))
         W: Tensor = module.weight
         hessian = hessians[family.group_of[linear.name][0]]
-        rounded = gptq_int8(W, hessian.H, weight_scale(W), damping=damping, name=linear.name)
+        scale = best_scale(W, hessian.H) if search_scale else weight_scale(W)
+        rounded = gptq_int8(W, hessian.H, scale, damping=damping, name=linear.name)
         lost = W - rounded.values.to(torch.float32) * rounded.scale
         made[linear.name] = Rounded(rounded, lost @ hessian.mean)
     return made
@@ -153,18 +160,11 @@ def _hessians(visit: LayerVisit, linears: Sequence[Linear]) -> dict[str, Hessian
 def _watched(
     visit: LayerVisit, linears: Sequence[Linear], hessians: Mapping[str, Hessian]
 ) -> Iterator[None]:
-    def hook(name: str) -> Callable[[Any, Any, Any], None]:
-        def see(module: StaticLinear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            hessians[name].add(module.seen(inputs[0]))
-
-        return see
-
-    handles = []
-    for linear in linears:
-        module = visit.part.get_submodule(_path(linear))
-        handles.append(module.register_forward_hook(hook(linear.name)))
+    modules: list[Any] = [visit.part.get_submodule(_path(linear)) for linear in linears]
+    for linear, module in zip(linears, modules, strict=True):
+        module.watch = hessians[linear.name].add
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in modules:
+            module.watch = None

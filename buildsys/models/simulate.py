@@ -8,7 +8,7 @@ Source: mllm v1's modeling files and NPU ops, as written down in `quant.profiles
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,19 +56,16 @@ class StaticLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.quantizers = quantizers
-
-    def seen(self, x: Tensor) -> Tensor:
-        """What the weights are multiplied with: x behind the quantizer, repaired where it is."""
-        q = self.quantizers
-        rounded = fake_quantize(x, q.input, q.bits)
-        if not q.repair_input:
-            return rounded
-        return torch.where(_saturated(x, q.input, q.bits), x, rounded)
+        # Called with what the weights are multiplied with: x behind the quantizer, repaired
+        # where it is.
+        self.watch: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], float32."""
         q = self.quantizers
         seen = fake_quantize(x, q.input, q.bits)
+        if self.watch is not None:
+            self.watch(self._repaired(x, seen))
         product = functional.linear(seen, self.weight, self.bias if q.bias_before else None)
         y: Tensor = fake_quantize(product, q.output, q.bits)
         if q.repair_output:
@@ -77,6 +74,10 @@ class StaticLinear(nn.Module):
             lost = (x - seen).where(_saturated(x, q.input, q.bits), x.new_zeros(()))
             y = y + functional.linear(lost, self.weight)
         return y if self.bias is None or q.bias_before else y + self.bias
+
+    def _repaired(self, x: Tensor, seen: Tensor) -> Tensor:
+        q = self.quantizers
+        return torch.where(_saturated(x, q.input, q.bits), x, seen) if q.repair_input else seen
 
 
 def _saturated(x: Tensor, magnitude: float, bits: int) -> Tensor:

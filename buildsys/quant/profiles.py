@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from buildsys.quant.errors import QuantError
@@ -98,4 +97,5 @@ def fake_quantize(x: Tensor, magnitude: float, bits: int) -> Tensor:
     scale = magnitude / top
     if not scale > 0.0:
         raise QuantError(f"activation range {magnitude} is not positive; use statistics: absmax")
-    return torch.round(x / scale).clamp_(-top - 1, top).mul_(scale)
+    levels: Tensor = x / scale
+    return levels.round_().clamp_(-top - 1, top).mul_(scale)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
 from buildsys.rules.model_inputs import model_input
-from buildsys.rules.spec import InputSpec, Memory, Problem, Rule, StepContext
+from buildsys.rules.spec import ANY_FILE, InputSpec, Memory, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +64,13 @@ RULE = Rule(
         "model": model_input("config", "weights", "tokenizer", "processor"),
         "variants": InputSpec(
             "Checkpoints of this model: float, int8 of int8-checkpoint, or quantized .mllm.",
+            many=True,
+            required=False,
+        ),
+        "choices": InputSpec(
+            "shadow_layers.json of int8 variants that were searched for a quality: what was "
+            "chosen and tried goes into their figures.",
+            kinds=ANY_FILE,
             many=True,
             required=False,
         ),
@@ -139,9 +146,30 @@ def make(step: StepContext) -> None:
                 "bits_per_weight": variant.bits_per_weight(),
                 "types": variant.types(),
             }
+    for name, searched in _choices(step, rows).items():
+        rows[name]["quality"] = searched
     content = {"variants": rows, "protocol": _protocol(step, profile, texts, questions)}
     text = json.dumps(rounded(content), indent=2, sort_keys=True, ensure_ascii=False)
     step.out.write_text(text + "\n", encoding="utf-8")
+
+
+def _choices(step: StepContext, known: Collection[str]) -> dict[str, Any]:
+    """Variant -> what its search for a quality chose and tried. Raises StepError where a file is
+    of no variant here; a file without a search has nothing to say."""
+    found = {}
+    for given in step.inputs.get("choices", ()):
+        content = json.loads(given.path.read_text(encoding="utf-8"))
+        searched = content.get("quality") if isinstance(content, dict) else None
+        if searched is None:
+            continue
+        name = searched["variant"]
+        if name not in known:
+            raise StepError(
+                f"{given.name} tells how {name} was chosen, and that is no variant here",
+                remedy="Give the shadow_layers.json of the variants that are evaluated.",
+            )
+        found[name] = {key: value for key, value in searched.items() if key != "variant"}
+    return found
 
 
 def figures(scores: Scores, baseline: Scores) -> dict[str, float]:

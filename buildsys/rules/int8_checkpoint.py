@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
-from buildsys.rules.int8_ladder import Rung, rungs, search
+from buildsys.rules.int8_ladder import Choice, Rung, rungs, search
 from buildsys.rules.int8_runtime import (
     RUNTIME_CONFIGS,
     target_of,
@@ -58,12 +58,17 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
     gptq = step.options.get("rounding") == "gptq"
     if gptq and not step.inputs.get("samples"):
         yield Problem("rounding: gptq needs `samples`", remedy=SAMPLES_REMEDY, option="rounding")
-    if step.options.get("bias_correction") and not gptq:
-        yield Problem(
-            "bias_correction needs rounding: gptq",
-            remedy="It is measured in the same pass over the samples.",
-            option="bias_correction",
-        )
+    asked = {
+        "bias_correction": step.options.get("bias_correction"),
+        "weight_scale": step.options.get("weight_scale") == "search",
+    }
+    for option, given in asked.items():
+        if given and not gptq:
+            yield Problem(
+                f"{option} needs rounding: gptq",
+                remedy="It is measured in the same pass over the samples.",
+                option=option,
+            )
 
 
 RULE = Rule(
@@ -91,7 +96,8 @@ RULE = Rule(
     },
     outputs={
         "shadow_layers": OutputSpec(
-            "Which layers are left unclipped, for a shadow to repair, as JSON.",
+            "Which layers are left unclipped, for a shadow to repair, and what a search for a "
+            "quality tried, as JSON.",
             "shadow_layers.json",
         )
     },
@@ -132,13 +138,20 @@ RULE = Rule(
             "default": None,
             "description": "Take the cheapest of these whose perplexity on `text` is within this "
             "share of fp32's: ranges at the maximum; the scales' clipped ranges; GPTQ, where there "
-            "are `samples`; up to `shadow` shadow layers. What was tried is in the metadata.",
+            "are `samples`; up to `shadow` shadow layers. What was tried is in the metadata and in "
+            "shadow_layers.json, from where rule evaluate takes it.",
         },
         "rounding": {
             "enum": ["nearest", "gptq"],
             "default": "nearest",
             "description": "gptq: weights of the language model are rounded so that the error of "
             "one makes up for that of others, on `samples`; format and scales stay the same.",
+        },
+        "weight_scale": {
+            "enum": ["absmax", "search"],
+            "default": "absmax",
+            "description": "search: a weight's scale is the one below its maximum that loses least "
+            "on what the linear reads (with gptq).",
         },
         "damping": {
             "type": "number",
@@ -213,20 +226,21 @@ def make(step: StepContext) -> None:
             rounded = _rounded(step, model, tensors, layout, Path(folder)) if rung.gptq else None
             write_int8(out, tensors, names, layout, rounded, step.progress)
 
-    rung = _make_rung(step, model, bool(file.clipped), write)
-    tell_shadow_layers(step, family, scales_of(rung))
-    tell_runtime(step, model, rotations, scales_of(rung))
+    choice = _make_rung(step, model, bool(file.clipped), write)
+    scales = scales_of(choice.rung)
+    tell_shadow_layers(step, family, scales, choice.search)
+    tell_runtime(step, model, rotations, scales)
 
 
 def _make_rung(
     step: StepContext, model: Model, clipped: bool, write: Callable[[Rung, Path], None]
-) -> Rung:
+) -> Choice:
     """Write what the options say, or what the search for a quality finds; and say what it was."""
     gptq, shadow = step.options["rounding"] == "gptq", step.options["shadow"]
     if step.options["quality"] is None:
         rung = Rung(True, gptq, shadow)
         write(rung, step.out)
-        return rung
+        return Choice(rung)
     ladder = list(rungs(clipped=clipped, gptq=bool(step.inputs.get("samples")), shadow=shadow))
     return search(step, model, ladder, write, target_of(step, model.family))
 
@@ -247,6 +261,7 @@ def _rounded(
         target=target_of(step, model.family),
         damping=step.options["damping"],
         correct_bias=layout.correct_bias,
+        search_scale=step.options["weight_scale"] == "search",
     )
 
 

@@ -40,6 +40,15 @@ class Rung:
         return f"{ranges}{rounding}" + (f", {self.shadow} shadow layers" if self.shadow else "")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The rung that was written. search: of a search for a quality what was asked for, chosen
+    and tried."""
+
+    rung: Rung
+    search: Mapping[str, Any] | None = None
+
+
 def rungs(*, clipped: bool, gptq: bool, shadow: int) -> Iterator[Rung]:
     """The ladder, as far as the step was given what its rungs need."""
     yield Rung(clipped=False)
@@ -61,7 +70,7 @@ def search(
     ladder: Sequence[Rung],
     write: Callable[[Rung, Path], None],
     target: str,
-) -> Rung:
+) -> Choice:
     """Write rung after rung to the step's output until one is within `quality`; notes what was
     tried. Raises StepError with all figures where none is."""
     wanted: Any = step.options["quality"]
@@ -76,11 +85,12 @@ def search(
             step.log.info("%s: perplexity %+.2f %%", rung.name, 100 * tried[rung.name])
             if tried[rung.name] <= wanted["within"]:
                 shutil.move(made, step.out)
-                step.note("quality", {**wanted, "chosen": rung.name, "tried": tried})
-                return rung
-    told = "; ".join(f"{name}: {100 * value:+.2f} %" for name, value in tried.items())
+                told = {**wanted, "chosen": rung.name, "tried": tried}
+                step.note("quality", told)
+                return Choice(rung, told)
+    figures = "; ".join(f"{name}: {100 * value:+.2f} %" for name, value in tried.items())
     raise StepError(
-        f"no rung is within {100 * wanted['within']:g} % of fp32's perplexity ({told})",
+        f"no rung is within {100 * wanted['within']:g} % of fp32's perplexity ({figures})",
         remedy="Allow more, give `samples` for GPTQ, clip the scales, or allow shadow layers.",
     )
 

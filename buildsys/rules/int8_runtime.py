@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildsys.errors import StepError
 
@@ -38,21 +38,29 @@ def target_of(step: StepContext, family: Family) -> str:
 
 
 def tell_shadow_layers(
-    step: StepContext, family: Family, scales: Mapping[str, LinearScales]
+    step: StepContext,
+    family: Family,
+    scales: Mapping[str, LinearScales],
+    search: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write shadow_layers.json, warn of the layers in it, and hold them to `runtime_config`."""
+    """Write shadow_layers.json, warn of the layers in it, and hold them to `runtime_config`.
+
+    search: what a search for a quality tried; it is written beside them.
+    """
     loose = [name for name, both in scales.items() if not (both.input.clip and both.output.clip)]
     linears = [family.linears[name] for name in loose if family.linears[name].quantized]
     layers = sorted(
         each.layer for each in linears if each.kind == "down" and each.layer is not None
     )
-    content = {
+    content: dict[str, Any] = {
         "target": target_of(step, family),
         "t01m_clip_threshold": step.options["t01m_clip_threshold"],
         "shadow_layers": layers,
         "no_clip_input": [name for name in loose if not scales[name].input.clip],
         "no_clip_output": [name for name in loose if not scales[name].output.clip],
     }
+    if search is not None:
+        content["quality"] = {"variant": step.name, **search}
     text = json.dumps(content, indent=2) + "\n"
     step.outputs["shadow_layers"].write_text(text, encoding="utf-8")
     step.note("shadow_layers", layers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from buildsys.quant.errors import QuantError
-from buildsys.quant.gptq import Hessian, gptq, gptq_int8, layer_loss
+from buildsys.quant.gptq import Hessian, best_scale, gptq, gptq_int8, layer_loss
 from buildsys.quant.int8 import quantize_weight, weight_scale
 
 
@@ -84,6 +84,29 @@ def test_two_weights_reach_the_optimum_that_all_choices_give() -> None:
     found = gptq_int8(W, H, torch.tensor(1.0)).values.float()
     assert layer_loss(W, found, H) == pytest.approx(best)
     assert layer_loss(W, torch.round(W), H) > 3 * best
+
+
+def test_the_scale_that_is_searched_loses_least_of_a_fine_grid() -> None:
+    """A few large weights, on inputs that hardly come: they had better saturate."""
+    x, W = correlated_inputs(400, 64), weight(40, 64)
+    W[:, 0] *= 6
+    x[:, 0] *= 0.01
+    H = x.T @ x
+    found = best_scale(W, H)
+    grid = weight_scale(W) * torch.linspace(0.05, 1.0, 96)
+
+    def loss(scale: torch.Tensor) -> float:
+        made = quantize_weight(W, scale=scale)
+        return layer_loss(W, made.values * made.scale, H)
+
+    assert float(found / weight_scale(W)) < 0.5
+    assert loss(found) < 1.1 * min(map(loss, grid))
+    assert loss(found) < 0.3 * loss(weight_scale(W))
+
+
+def test_where_nothing_is_large_the_scale_is_that_of_the_maximum() -> None:
+    x, W = correlated_inputs(400, 64), weight(40, 64).sign()
+    assert torch.equal(best_scale(W, x.T @ x), weight_scale(W))
 
 
 def test_dead_inputs_are_no_error() -> None:

@@ -189,3 +189,23 @@ def test_check_holds_the_profile_to_the_variants_target() -> None:
     assert len(problems("mllm-v1-vl", "int8.mllm")) == 1
     step, plan = plan_of("m.json", "evaluate", options={"profile": None}, model="m")
     assert [p.message for p in check(step, plan)] == ["there is nothing to evaluate on"]
+
+
+def test_what_a_search_for_a_quality_tried_stands_beside_the_variants_figures(
+    make: Make, qwen2_folder: Path, text: Input, tmp_path: Path
+) -> None:
+    searched = {"metric": "ppl", "within": 0.01, "chosen": "absmax", "tried": {"absmax": 0.002}}
+    told = tmp_path / "shadow_layers.json"
+    told.write_text(json.dumps({"quality": {"variant": "int8.pth", **searched}}))
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps({"shadow_layers": []}))
+    itself = Input("int8.pth", "artifact", {"path": qwen2_folder / "model.safetensors"}, "d")
+    inputs = {
+        "model": qwen2_folder, "text": text, "variants": [itself],
+        "choices": [Input(p.name, "artifact", {"path": p}, "d") for p in (told, plain)],
+    }  # fmt: skip
+    rows = json.loads(make("evaluate", "m.json", inputs).out.read_text())["variants"]
+    assert rows["int8.pth"]["quality"] == searched
+    assert "quality" not in rows["fp32"]
+    with pytest.raises(StepError, match=r"how int8\.pth was chosen, and that is no variant"):
+        make("evaluate", "n.json", {**inputs, "variants": []})

@@ -301,8 +301,39 @@ def test_gptq_changes_whole_numbers_and_no_scale(
     assert {name.rsplit(".", 1)[1] for name in changed} == {"weight", "bias"}
 
 
+def test_a_searched_scale_is_at_most_the_largest_weights(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    samples = Input("text", "text", {"path": text}, "d", {"samples": 4, "tokens": 64})
+    model = {"model": qwen2_folder}
+    scales = make("activation-scales", "scales.json", {**model, "samples": [samples]}).out
+    inputs = {**model, "scales": scales, "samples": [samples]}
+    made = [
+        torch.load(
+            make(
+                "int8-checkpoint",
+                f"{how}.pth",
+                inputs,
+                {"rounding": "gptq", "weight_scale": how},
+            ).out,
+            weights_only=True,
+        )
+        for how in ("absmax", "search")
+    ]
+    names = [name for name in made[0] if name.endswith("weight.scale")]
+    ratios = [float(made[1][name] / made[0][name]) for name in names]
+    assert max(ratios) <= 1.0
+    assert min(ratios) < 0.96
+
+
 def test_gptq_without_samples_is_refused_before_anything_runs() -> None:
-    for options in ({"rounding": "gptq"}, {"bias_correction": True}):
+    for options in (
+        {"rounding": "gptq"},
+        {"bias_correction": True},
+        {"weight_scale": "search"},
+    ):
         step, plan = plan_of("int8.pth", "int8-checkpoint", options={**OPTIONS, **options})
         assert RULE.check is not None
         assert [problem.option for problem in RULE.check(step, plan)] == list(options)
@@ -361,6 +392,8 @@ def test_the_cheapest_rung_that_is_good_enough_is_taken(
     made = searched(make, qwen2_folder, tmp_path, 10.0)
     assert made.notes["quality"]["chosen"] == "absmax"
     assert list(made.notes["quality"]["tried"]) == ["absmax"]
+    told = json.loads(made.output("shadow_layers").read_text())["quality"]
+    assert told == {"variant": "int8.pth", **made.notes["quality"]}
     assert torch.load(made.out, weights_only=True)
 
 

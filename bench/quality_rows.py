@@ -1,0 +1,69 @@
+"""The rows of bench/quality.py: which remedies each of them takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
+    shadow: how many layers get a shadow on the CPU; calibration: windows of 512 tokens; more:
+    so many of them for GPTQ; weights: `weight_scale`."""
+
+    turned: bool = True
+    pairs: tuple[str, ...] = ()
+    by: str = "activations"
+    clipping: str = "absmax"
+    rounding: str = "nearest"
+    target: str = "mllm-v1-text"
+    shadow: int = 0
+    calibration: int = 8
+    more: int = 8
+    weights: str = "absmax"
+
+
+BOTH = ("up-down", "v-o")
+PLAIN = Row(pairs=BOTH, clipping="relative", rounding="gptq")
+BEST = replace(PLAIN, more=16, weights="search")
+ROWS: dict[str, Row] = {
+    "no rotation, absmax": Row(turned=False),
+    "absmax": Row(),
+    "mse": Row(clipping="mse"),
+    "kl": Row(clipping="kl"),
+    "relative": Row(clipping="relative"),
+    "up-down by weights": Row(pairs=("up-down",), by="weights"),
+    "up-down": Row(pairs=("up-down",)),
+    "up-down, v-o": Row(pairs=BOTH),
+    "q-k by weights": Row(pairs=("q-k",), by="weights"),
+    "gptq": Row(rounding="gptq"),
+    "gptq, relative": Row(clipping="relative", rounding="gptq"),
+    "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
+    "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
+    "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
+    "all, scales of weights at the maximum, 8 windows": PLAIN,
+    "all": BEST,
+    "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
+    "vl absmax": Row(target="mllm-v1-vl"),
+    "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
+    "vl all": replace(BEST, target="mllm-v1-vl"),
+    "vl all, 2 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=2),
+    "vl all, 8 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=8),
+    "vl all, 16 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=16),
+    "vl all, 30 shadow layers": replace(BEST, target="mllm-v1-vl", shadow=30),
+}
+
+
+def slug(row: Row, seed: int) -> str:
+    """What the row's files are called."""
+    parts = [*start(row, seed), row.clipping, row.rounding]
+    if row.rounding == "gptq":
+        parts += [f"{row.more}w", row.weights]
+    shadow = [f"{row.shadow}-shadows"] if row.shadow else []
+    return "-".join([*parts, row.target, *shadow])
+
+
+def start(row: Row, seed: int) -> list[str]:
+    """The part of `slug` that rotation, factors and samples decide."""
+    turned = str(seed) if row.turned else "unturned"
+    return [turned, f"{row.calibration}w", *row.pairs, row.by]
