@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from buildsys.cli.build_words import project_of, say
+from buildsys.cli.build_words import project_of, say, say_kept
+from buildsys.cli.main import read_defines
 from buildsys.cli.recipe_words import SUFFIX
 from buildsys.cli.up_to_date import LOCAL, nothing_to_do
 from buildsys.cli.window import listed, show
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from buildsys.engine.gates import Reading
     from buildsys.engine.project import Project, Scene
     from buildsys.engine.stamps import Stamps
+    from buildsys.engine.standing import Difference
     from buildsys.engine.storing import StepCache
     from buildsys.engine.trace import Trace
 
@@ -57,6 +59,32 @@ def run(args: argparse.Namespace) -> int:
     tools = Tools(runs, lambda: display_of(args), say_so, cache=opened, place=place)
     project, scene, outcome = build_what_is_stale(project, request, tools)
     return finish(project, scene, outcome, request, args)
+
+
+def run_cone(difference: Difference, args: argparse.Namespace) -> int | None:
+    """Build what hangs on a difference from the standing answer; None where that cannot be told
+    without the whole plan. Lets go of the build folder's lock."""
+    from buildsys.engine.cone import build_cone, cone_of
+
+    try:
+        cone = cone_of(difference)
+        if cone is None:
+            return None
+        say_kept(difference.place.defines, read_defines(args.defines))
+        fresh, skipped = difference.content["answer"]
+        say_so = quiet if args.quiet else say
+        for line in skipped:
+            say_so(line)
+        request = Request(tuple(cone.numbers), frozenset(), (), args.jobs, args.keep_going)
+        request = request._replace(memory=args.memory)
+        opened = partial(open_cache, args, request)
+        tools = Tools(local_executor, lambda: display_of(args), say_so, cache=opened)
+        outcome = build_cone(cone, difference, request, tools)
+        answer = Answer(fresh, ())
+        code = nothing_to_do(answer, args) if outcome is None else sum_up(outcome, args)
+        return check_gates(cone.project, cone.scene, args) or code
+    finally:
+        difference.lock.release()
 
 
 def finish(

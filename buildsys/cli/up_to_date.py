@@ -10,7 +10,7 @@ import argparse
 from buildsys.cli.build_words import add_folder_words, folder_words, say, say_kept
 from buildsys.cli.main import read_defines
 from buildsys.engine.project import find_place, named_recipe
-from buildsys.engine.standing import Answer, read_answer
+from buildsys.engine.standing import Answer, Difference, look
 
 LOCAL = "local"
 
@@ -81,17 +81,18 @@ def run(args: argparse.Namespace) -> int:
         from buildsys.cli.build_steps import take_recipe
 
         take_recipe(args)
-    answer = standing_answer(args)
-    if answer is not None:
-        return nothing_to_do(answer, args)
+    found = standing(args)
+    if isinstance(found, Answer):
+        return nothing_to_do(found, args)
     from buildsys.cli import build_steps
 
-    return build_steps.run(args)
+    code = build_steps.run_cone(found, args) if found is not None else None
+    return build_steps.run(args) if code is None else code
 
 
-def standing_answer(args: argparse.Namespace) -> Answer | None:
-    """What a build of the whole recipe found, if all is still as it was; None where more is
-    asked than that."""
+def standing(args: argparse.Namespace) -> Answer | Difference | None:
+    """What a build of the whole recipe found, if all is still as it was, or what differs; None
+    where more is asked than that."""
     recipe, targets = folder_words(args)
     if targets or args.dry_run or args.force or args.strict or args.verbose:
         return None
@@ -99,10 +100,10 @@ def standing_answer(args: argparse.Namespace) -> Answer | None:
         return None
     given = read_defines(args.defines)
     place = find_place(named_recipe(recipe, args.build_dir), given, args.build_dir)
-    answer = read_answer(place) if place is not None else None
-    if place is not None and answer is not None:
+    found = look(place) if place is not None else None
+    if place is not None and isinstance(found, Answer):
         say_kept(place.defines, given)
-    return answer
+    return found
 
 
 def nothing_to_do(answer: Answer, args: argparse.Namespace) -> int:

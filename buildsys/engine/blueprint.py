@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan
     from buildsys.rules.spec import Rule
 
-VERSION = 3
+VERSION = 4
+BEFORE_STEPS = ',"steps":['
 # What decides how a recipe becomes a blueprint.
 MAKERS = ("", "recipe", "plan", "rules", "engine")
 
@@ -107,11 +108,32 @@ def write_cache(
         "packages": packages_stamp(),
         "gpus": gpu_count(),
     }
-    body = json.dumps(to_body(blueprint), separators=(",", ":"))
     try:
-        replace_file(path, json.dumps(header) + "\n", body)
+        replace_file(path, json.dumps(header) + "\n", *_body_lines(blueprint))
     except OSError:
         return  # the recipe is read again next time, and that is all
+
+
+def _body_lines(blueprint: Blueprint) -> Iterator[str]:
+    """One JSON object, with a line for each step (see `engine.index`)."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    body = to_body(blueprint)
+    rows = body["plan"].pop("steps")
+    yield f"{encode(body)[:-1]}{BEFORE_STEPS}\n"
+    yield ",\n".join(map(encode, rows))
+    yield "\n]}\n"
+
+
+def plan_lines(path: str, key: str) -> list[bytes] | None:
+    """The lines of a remembered blueprint: its header; all but the steps, as a JSON object that
+    ends with `BEFORE_STEPS` in place of what follows; a step each; the end of that. None where
+    another one was written since. key: see `Cached`."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.readlines()
+    except OSError:
+        return None
+    return lines if lines and blake3(lines[0]).hexdigest() == key else None
 
 
 class Cached(NamedTuple):
@@ -146,6 +168,7 @@ def read_cache(path: str, found: Cached) -> Blueprint | None:
             body = json.loads(file.read())
     except (OSError, ValueError):
         return None
+    body["plan"]["steps"] = body.pop("steps")
     return from_body(body)
 
 

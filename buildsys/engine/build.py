@@ -117,26 +117,34 @@ def build_what_is_stale(
         tools.at("surveyed")
         tools.watch(scene)
         warn_of_damage(scene, tools.say)
-        judge_all(scene.survey, request.selection)
-        tools.at("judged")
-        refuse_missing(scene.survey, request)
-        for line in skipped(scene.survey):
-            tools.say(line)
-        temporaries = Temporaries(project.folder.root, scene.survey, request.named)
-        names = to_run(scene.survey, request.selection, temporaries)
-        outcome = None
-        try:
-            if names:
-                refuse_missing_sources(project, names)
-                outcome = build(project, scene, request, names, temporaries, lock_fd, tools)
-            temporaries.sweep()
-        finally:
-            if lock_fd >= 0:
-                remember(project, scene)
+        outcome = build_stale_of(project, scene, request, tools, lock_fd)
         whole = len(request.selection) == len(project.plan.steps)
         if lock_fd >= 0 and whole and machine is None:
             leave_answer(project, scene)
     return project, scene, outcome
+
+
+def build_stale_of(
+    project: Project, scene: Scene, request: Request, tools: Tools, lock_fd: int
+) -> Outcome | None:
+    """Judge the selection and make what is stale of it; see `build_what_is_stale`."""
+    judge_all(scene.survey, request.selection)
+    tools.at("judged")
+    refuse_missing(scene.survey, request)
+    for line in skipped(scene.survey):
+        tools.say(line)
+    temporaries = Temporaries(project.folder.root, scene.survey, request.named)
+    names = to_run(scene.survey, request.selection, temporaries)
+    outcome = None
+    try:
+        if names:
+            refuse_missing_sources(project, names)
+            outcome = build(project, scene, request, names, temporaries, lock_fd, tools)
+        temporaries.sweep()
+    finally:
+        if lock_fd >= 0:
+            remember(project, scene)
+    return outcome
 
 
 @contextmanager
@@ -151,6 +159,9 @@ def closing_place(place: Place | None) -> Iterator[None]:
 
 def refuse_missing_sources(project: Project, names: Collection[str]) -> None:
     """RecipeError for a source of these steps that is not there, before any of them runs."""
+    given = (refs for name in names for refs in project.plan.steps[name].inputs.values())
+    if not any(ref.kind == "source" for refs in given for ref in refs):
+        return
     # Here and not at the top: a build with nothing to do needs neither.
     from buildsys.plan.missing import missing_sources
     from buildsys.recipe.mistakes import raise_all

@@ -46,7 +46,7 @@ def fetch_models(
 
     Raises ModelNotFetched.
     """
-    away = {name for name, source in plan.sources.items() if _is_on_hub(source)}
+    away = unfetched(plan)
     if not away:
         return plan
     from buildsys.plan.missing import sources_read
@@ -63,6 +63,11 @@ def fetch_models(
         known[snapshot_name(source)] = download(source, revision)
     write_json(folder.own("hub"), known)
     return with_fetched_models(plan, folder)
+
+
+def unfetched(plan: Plan) -> set[str]:
+    """The sources that are models on the hub and not here."""
+    return {name for name, source in plan.sources.items() if _is_on_hub(source)}
 
 
 def without_snapshots(plan: Plan) -> Plan:

@@ -19,7 +19,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from itertools import accumulate, compress
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from buildsys.errors import QbuildError
 
@@ -40,14 +41,27 @@ class JournalError(QbuildError):
     """The journal was written by a newer qbuild, or cannot be written."""
 
 
+class Span(NamedTuple):
+    """Where in a file a line is: its first byte, and how many there are without the newline."""
+
+    at: int
+    size: int
+
+
 class Line(dict[str, "Json"]):
-    """One line. What stands after the tab is parsed when it is first asked for."""
+    """One line. What stands after the tab is parsed when it is first asked for.
 
-    __slots__ = ("_rest",)
+    span: where it was read; None where it was not.
+    """
 
-    def __init__(self, content: Mapping[str, Json], rest: bytes = b"") -> None:
+    __slots__ = ("_rest", "span")
+
+    def __init__(
+        self, content: Mapping[str, Json], rest: bytes = b"", span: Span | None = None
+    ) -> None:
         super().__init__(content)
         self._rest = rest
+        self.span = span
 
     def __missing__(self, name: str) -> Json:
         if not self._rest:
@@ -69,7 +83,8 @@ class Entries(NamedTuple):
 
     done: step -> its last `done` line. open: steps whose last line is an intent.
     damaged: numbers of lines (from 1) that do not agree with their checksum, the torn end
-    left out. whole: bytes up to that end. lines: how many there are up to it.
+    left out. whole: bytes up to that end. lines: how many there are up to it. inode: of the
+    file; 0 where there was none.
     """
 
     done: dict[str, Line]
@@ -77,11 +92,17 @@ class Entries(NamedTuple):
     damaged: tuple[int, ...]
     whole: int
     lines: int = 0
+    inode: int = 0
 
     @property
     def crowded(self) -> bool:
         """Do so few of the lines count that it is worth writing those anew?"""
-        return self.lines > FEW + CROWD * (len(self.done) + len(self.open))
+        return is_crowded(self.lines, len(self.done) + len(self.open))
+
+
+def is_crowded(lines: int, counting: int) -> bool:
+    """Do so few lines of a journal count that it is worth writing those anew?"""
+    return lines > FEW + CROWD * counting
 
 
 def encode(line: Mapping[str, Json]) -> bytes:
@@ -102,10 +123,10 @@ def read_journal(path: str) -> Entries:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            data, inode = file.read(), os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
-        data = b""
-    return parse(data, path)
+        data, inode = b"", 0
+    return parse(data, path)._replace(inode=inode)
 
 
 def parse(data: bytes, path: str) -> Entries:
@@ -117,21 +138,59 @@ def parse(data: bytes, path: str) -> Entries:
         torn += len(lines.pop()) + 1
         good.pop()
     damaged = tuple(number for number, each in enumerate(good, 1) if not each)
+    ends = accumulate(len(line) + 1 for line in lines)
+    spans = [Span(end - len(line) - 1, len(line)) for line, end in zip(lines, ends, strict=True)]
     texts = [line[CHECKSUM + 1 :] for line, each in zip(lines, good, strict=True) if each]
     halves = [text.partition(b"\t") for text in texts]
     done: dict[str, Line] = {}
     interrupted: dict[str, Line] = {}
     # One call for all lines: equal keys become one object, which halves time and memory.
     contents = json.loads(b"[%s]" % b",".join([head for head, _, _ in halves]))
-    for content, (_, _, rest) in zip(contents, halves, strict=True):
+    whole = compress(spans, good)
+    for content, (_, _, rest), span in zip(contents, halves, whole, strict=True):
         if content["v"] != VERSION:
             raise JournalError(
                 f"{path} was written by another version of qbuild (journal version "
                 f"{content['v']}; this one knows {VERSION})",
                 remedy="use that version, or begin anew with `qbuild clean --all`",
             )
-        _apply(content, Line(content, rest), done, interrupted)
+        _apply(content, Line(content, rest, span), done, interrupted)
     return Entries(done, interrupted, damaged, len(data) - torn, len(good))
+
+
+def done_since(path: str, start: int) -> dict[str, Span] | None:
+    """Where the `done` lines are that were written behind the byte `start`, of steps whose last
+    line they are. None where any line there is not whole, or says more than that a step was
+    done."""
+    found: dict[str, Span] = {}
+    with open(path, "rb") as file:
+        file.seek(start)
+        for line in file:
+            text = line[:-1]
+            if line[-1:] != b"\n" or not _is_whole(text):
+                return None
+            content = json.loads(text[CHECKSUM + 1 :].partition(b"\t")[0])
+            if content["v"] != VERSION or content["kind"] == "forget":
+                return None
+            if content["kind"] == "done":
+                found[content["step"]] = Span(start, len(text))
+            else:
+                found.pop(content["step"], None)
+            start += len(line)
+    return found
+
+
+def read_done(file: BinaryIO, span: Span, step: str) -> Line | None:
+    """The `done` line of a step at a place in an open journal; None where there is none."""
+    file.seek(span.at)
+    line = file.read(span.size)
+    if len(line) != span.size or not _is_whole(line):
+        return None
+    head, _, rest = line[CHECKSUM + 1 :].partition(b"\t")
+    content = json.loads(head)
+    if (content["v"], content["kind"], content["step"]) != (VERSION, "done", step):
+        return None
+    return Line(content, rest, span)
 
 
 def _is_whole(line: bytes) -> bool:

@@ -10,13 +10,18 @@ import os
 
 
 def replace_file(path: str, *parts: str) -> None:
-    """Put a file of these texts in the place of whatever is there.
+    """Put a file of these texts (as UTF-8) in the place of whatever is there.
 
     Raises OSError: what was there stays then.
     """
+    replace_bytes(path, *(part.encode() for part in parts))
+
+
+def replace_bytes(path: str, *parts: bytes) -> None:
+    """As `replace_file`, of bytes."""
     temporary = f"{path}.{os.getpid()}"
     try:
-        with open(temporary, "w") as file:
+        with open(temporary, "wb") as file:
             file.writelines(parts)
         os.replace(temporary, path)
     except OSError:

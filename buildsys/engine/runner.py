@@ -12,10 +12,7 @@ import heapq
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from doit.control import TaskControl
-from doit.runner import Runner
-from doit.task import Task
-
+from buildsys.engine import walking
 from buildsys.engine.estimate import estimate
 from buildsys.engine.key import Reason
 from buildsys.engine.schedule import claim_of, longest_paths
@@ -29,11 +26,12 @@ if TYPE_CHECKING:
     from buildsys.engine.work import Work
     from buildsys.plan.graph import Step
 
+Task, TaskControl = walking.load()
 AGAIN = "again"
 HOLD_ON = "hold on"
 
 
-def make_tasks(survey: Survey, names: Collection[str]) -> list[Task]:
+def make_tasks(survey: Survey, names: Collection[str]) -> list[Any]:
     """doit tasks for the steps that may run, and for the temporary artifacts that they may need
     again. Their names are numbers, for doit refuses some names that artifacts may have."""
     plan = survey.plan
@@ -41,7 +39,7 @@ def make_tasks(survey: Survey, names: Collection[str]) -> list[Task]:
     numbers = {name: str(number) for number, name in enumerate(plan.steps)}
     again: dict[str, None] = {}
 
-    def task(name: str, kind: str) -> Task:
+    def task(name: str, kind: str) -> Any:
         reads = steps_read(plan, plan.steps[name])
         setup = [each for each in reads if may_be_absent(survey, each)]
         again.update(dict.fromkeys(setup))
@@ -71,7 +69,7 @@ def may_be_absent(survey: Survey, name: str) -> bool:
     return survey.plan.steps[name].temporary and (verdict.absent or verdict.state == "unsure")
 
 
-class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
+class StepRunner:
     """Feeds ready steps to `Work` by priority, as far as resources go.
 
     Invariant: a node that doit handed out is ready, running, or was sent back to doit with its
@@ -87,7 +85,8 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         display: Display,
         keep_going: bool,
     ) -> None:
-        super().__init__(dep_manager=None, reporter=None, continue_=keep_going)
+        self._keep_going = keep_going
+        self._stop_starting = False
         self._survey = survey
         self._work = work
         self._temporaries = temporaries
@@ -117,10 +116,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         control = TaskControl(tasks)
         # Not those that make something again: doit comes to them by who needs them.
         control.process([task.name for task in tasks if not task.meta["again"]])
-        self.run_tasks(control.task_dispatcher())
-
-    def run_tasks(self, task_dispatcher: Any) -> None:
-        self._feed = task_dispatcher.generator
+        self._feed = control.task_dispatcher().generator
         self._give_back(None)
         while not self.stopped_by:
             self._start_what_fits()
@@ -133,8 +129,8 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
         """A step's outcome is known: tell doit, take what became ready."""
         node = self._running.pop(name)
         node.run_status = "successful" if made else "failure"
-        if not made and not self.continue_:
-            self._stop_running = True
+        if not made and not self._keep_going:
+            self._stop_starting = True
         if made:
             self._temporaries.settled(name)
         self._give_back(node)
@@ -188,7 +184,7 @@ class StepRunner(Runner):  # type: ignore[misc]  # doit has no types
 
     def _start_what_fits(self) -> None:
         passed_over = []
-        while self._ready and not (self._pool.full or self._stop_running or self.stopped_by):
+        while self._ready and not (self._pool.full or self._stop_starting or self.stopped_by):
             place = heapq.heappop(self._ready)
             node = place[2]
             name = node.task.meta["step"]

@@ -86,7 +86,11 @@ def remove_tree(path: str) -> None:
     if not os.path.isdir(path) or os.path.islink(path):
         os.unlink(path)
         return
-    import shutil  # 5 ms: it pulls every kind of compression in
+    try:
+        os.rmdir(path)  # most are empty by now
+        return
+    except OSError:
+        import shutil  # 5 ms: it pulls every kind of compression in
 
     try:
         shutil.rmtree(path)

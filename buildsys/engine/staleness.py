@@ -109,6 +109,11 @@ class Survey:
                 self.digests.pop(path, None)
         return verdict
 
+    def known(self, name: str, outputs: Mapping[str, str]) -> None:
+        """A step that is fresh, as something other than the journal tells. outputs: digests."""
+        self.verdicts[name] = FRESH
+        self.digests.update(outputs)
+
     def built(self, name: str, record: Mapping[str, Json]) -> None:
         """A step was made and committed: what the journal now says of it."""
         self.entries.done[name] = Line(record)

@@ -6,7 +6,7 @@ written once: ten thousand steps are read in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from buildsys.errors import Location
@@ -75,23 +75,10 @@ def from_json(data: Json) -> Plan:
     if not isinstance(data, dict) or data.get("version") != VERSION:
         raise ValueError("not a plan of this version")
     files = data["files"]
-    refs: dict[str, Ref] = {}
 
     def place(row: Json) -> Location:
-        return Location(files[row[0]], row[1], row[2], row[3])
+        return location(row, files)
 
-    def ref(word: str) -> Ref:
-        if word not in refs:
-            head, _, name = word.partition(":")
-            kind, optional = KINDS[head]
-            refs[word] = Ref(kind, name, optional)  # type: ignore[arg-type]  # KINDS holds both
-        return refs[word]
-
-    steps = {}
-    for row in data["steps"]:
-        inputs = {name: tuple([ref(word) for word in words]) for name, words in row[2].items()}
-        row[2], row[7], row[13] = inputs, tuple(row[7]), place(row[13])
-        steps[row[0]] = Step._make(row)
     return Plan(
         name=data["name"],
         recipe=data["recipe"],
@@ -102,8 +89,36 @@ def from_json(data: Json) -> Plan:
             )
             for row in data["sources"]
         },
-        steps=steps,
+        steps=steps_from(data["steps"], files),
         producer=data["producer"],
-        gates=tuple(Gate(row[0], row[1], row[2], place(row[3])) for row in data["gates"]),
+        gates=gates_from(data["gates"], files),
         devices=data["devices"],
     )
+
+
+def steps_from(rows: Sequence[Json], files: Sequence[str]) -> dict[str, Step]:
+    """The steps of these rows of a plan; the rows are theirs from then on. files: of the plan."""
+    refs: dict[str, Ref] = {}
+
+    def ref(word: str) -> Ref:
+        if word not in refs:
+            head, _, name = word.partition(":")
+            kind, optional = KINDS[head]
+            refs[word] = Ref(kind, name, optional)  # type: ignore[arg-type]  # KINDS holds both
+        return refs[word]
+
+    steps = {}
+    for row in rows:
+        inputs = {name: tuple([ref(word) for word in words]) for name, words in row[2].items()}
+        row[2], row[7], row[13] = inputs, tuple(row[7]), location(row[13], files)
+        steps[row[0]] = Step._make(row)
+    return steps
+
+
+def gates_from(rows: Sequence[Json], files: Sequence[str]) -> tuple[Gate, ...]:
+    """The gates of these rows of a plan. files: of the plan."""
+    return tuple(Gate(row[0], row[1], row[2], location(row[3], files)) for row in rows)
+
+
+def location(row: Json, files: Sequence[str]) -> Location:
+    return Location(files[row[0]], row[1], row[2], row[3])
