@@ -4,7 +4,8 @@
 
 Every tool runs in the same run on the same graph (bench/graphs.py). Figures are CPU seconds
 of the tool and its children, wall seconds, and the peak memory of the tool's own process; the
-median of the repetitions. The ratio is qbuild's CPU over the rival's.
+median of the repetitions. The ratio is qbuild's CPU over the rival's. "floor" is bench/floor.py:
+what the same promises cost a Python program that does nothing else; it has full builds only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import graphs
+
+FLOOR = str(Path(__file__).with_name("floor.py"))
 
 
 class Tool(NamedTuple):
@@ -49,6 +52,7 @@ def tools(with_snakemake: bool) -> list[Tool]:
     rivals = [
         Tool("make", graphs.write_make, ("make", "-j2", "-s", "all")),
         Tool("ninja", graphs.write_ninja, ("ninja", "-j2", "--quiet")),
+        Tool("floor", graphs.write_floor, (sys.executable, FLOOR, "graph.json")),
         Tool("doit", graphs.write_doit, (str(python / "doit"), "-n", "2", "-P", "thread")),
     ]
     if with_snakemake:
@@ -101,6 +105,8 @@ def run_tool(tool: Tool, steps: int, repeat: int) -> dict[str, Figure]:
     """Full build once, then null builds and one-leaf builds `repeat` times each."""
     with project(tool, steps) as folder:
         full = measure(tool.argv, folder)
+        if tool.name == "floor":
+            return {"full": full}
         # Stamps younger than two seconds are not trusted by qbuild: let the tree settle.
         measure(tool.argv, folder)
         time.sleep(2.1)

@@ -91,3 +91,8 @@ def write_qbuild(folder: Path, steps: int) -> None:
     recipe = {"qbuild": 1, "name": "bench", "sources": {"src": {"file": "src"}}}
     # JSON is YAML: nothing here needs a YAML writer.
     (folder / "bench.yaml").write_text(json.dumps({**recipe, "artifacts": artifacts}, indent=1))
+
+
+def write_floor(folder: Path, steps: int) -> None:
+    """For bench/floor.py: [[output, [input, ...]], ...] in an order that can be run."""
+    (folder / "graph.json").write_text(json.dumps(list(layers(steps))))

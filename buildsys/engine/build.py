@@ -264,6 +264,7 @@ def build(
     if lock_fd < 0:
         raise QbuildError(f"{project.folder.root} is read-only, and {len(names)} steps must run")
     gc.enable()  # the command line's start had it off
+    gc.freeze()  # plan and recipe stay: looking through them again and again finds nothing
     from buildsys.engine.commit import Committer
     from buildsys.engine.journal import Journal
     from buildsys.engine.runner import StepRunner

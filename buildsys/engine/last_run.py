@@ -48,14 +48,29 @@ def keep_failure(folder: BuildFolder, failure: Failure) -> None:
         "memory": None if ended is None else ended.peak_memory,
     }
     with contextlib.suppress(OSError):
-        write_json(_ending(folder, failure.step), content)
+        write_json(failed_of(folder.log(failure.step)), content)
 
 
-def forget_last_run(folder: BuildFolder, step: str) -> None:
-    """The step starts anew: what is kept is of this run from here on."""
-    for path in (folder.log(step), _ending(folder, step)):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+class LeftBefore:
+    """What earlier runs left of steps: their logs, and how they failed. Looked up once, by the
+    holder of the build folder's lock, who alone adds to it."""
+
+    def __init__(self, folder: BuildFolder) -> None:
+        self._folder = folder
+        try:
+            self._names = set(os.listdir(folder.own("logs")))
+        except FileNotFoundError:
+            self._names = set()
+
+    def forget(self, step: str) -> None:
+        """The step starts anew: what is kept is of this run from here on."""
+        log = self._folder.log(step)
+        for path in (log, failed_of(log)):
+            name = os.path.basename(path)
+            if name in self._names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            self._names.add(name)  # this run may leave it, and there may be another one
 
 
 def last_run(folder: BuildFolder, entries: Entries, step: str) -> LastRun:
@@ -63,7 +78,7 @@ def last_run(folder: BuildFolder, entries: Entries, step: str) -> LastRun:
     log = folder.log(step)
     said = _changed(log)
     kept = log if said is not None else None
-    failed = read_json(_ending(folder, step))
+    failed = read_json(failed_of(log))
     record = entries.done.get(step)
     # What was adopted since then was put in the failed step's place.
     if failed is not None and (record is None or record["at"] < failed["at"]):
@@ -95,8 +110,9 @@ def is_built_in(folder: BuildFolder) -> bool:
     return False
 
 
-def _ending(folder: BuildFolder, step: str) -> str:
-    return folder.log(step).removesuffix(".log") + ".failed"
+def failed_of(log: str) -> str:
+    """Beside a step's log: how it failed."""
+    return log.removesuffix(".log") + ".failed"
 
 
 def _changed(path: str) -> float | None:

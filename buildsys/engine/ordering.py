@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,7 @@ def program_of(
 ) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """The program that a rule runs for a step and its environment; none where the rule has
     `make`. Raises StepError."""
-    rule = importlib.import_module(module)
+    rule = sys.modules.get(module) or importlib.import_module(module)
     if not hasattr(rule, "command"):
         return (), environment
     asked: Command = rule.command(in_process(context))
@@ -139,6 +141,12 @@ def _input(
     }
 
 
+@lru_cache(4096)
+def _path(text: str) -> Path:
+    """A path; most artifacts are read by several steps, and taking a path apart is slow."""
+    return Path(text)
+
+
 def in_process(context: Mapping[str, Json]) -> StepContext:
     """The context as a value, for `command(step)`, which only looks at it."""
     given = {
@@ -146,7 +154,7 @@ def in_process(context: Mapping[str, Json]) -> StepContext:
             Input(
                 each["name"],
                 each["kind"],
-                {role: Path(path) for role, path in each["paths"].items()},
+                {role: _path(path) for role, path in each["paths"].items()},
                 each["digest"],
                 each.get("options", {}),
             )

@@ -137,6 +137,10 @@ class Survey:
         inputs, _ = self._inputs(step, facts)
         return {**fixed, "inputs": inputs, **self._lookups(step, facts)[0]}
 
+    def lookups(self, step: Step) -> str:
+        """The digest of those parts that neither plan nor inputs decide, as they are now."""
+        return self._lookups(step, self.blueprint.rules[step.rule])[1]
+
     def looked_up(self, step: Step) -> Json:
         """What neither plan nor journal say of a step: the digest of its lookups and the sources
         that it reads; or why it cannot be made here."""
@@ -154,7 +158,12 @@ class Survey:
 
     def changed_since(self, step: Step, parts: Mapping[str, Json]) -> list[Reason]:
         """What of the parts that a step ran with is no longer so (see `expire`)."""
-        changed = list(differences(parts, self.parts(step)))
+        facts = self.blueprint.rules[step.rule]
+        now = {"inputs": self._inputs(step, facts)[0], **self._lookups(step, facts)[0]}
+        before = {name: parts[name] for name in now}  # the rest only the plan decides
+        # A toolchain's fingerprint may hold numbers, and 1 == True.
+        same = before == now and step.toolchain is None
+        changed = [] if same else list(differences(before, now))
         for given in step.inputs.values():
             for ref in given:
                 promised = self.digests.get(ref.name)
@@ -368,26 +377,9 @@ class Survey:
         return {"templates": templates, "toolchain": fingerprint}
 
 
-LOOKED_UP = ("code", "versions", "templates", "toolchain", "isa")
-
-
 def _differences(record: Mapping[str, Json], new: Mapping[str, Json]) -> list[Reason]:
     old = record["parts"]
     return list(differences({name: old.get(name) for name in new}, new))
-
-
-def record_of(
-    fixed: str, parts: Mapping[str, Json], reasons: tuple[Reason, ...]
-) -> dict[str, Json]:
-    """The part of a journal line that says what a step was made from, and why."""
-    return {
-        "key": key_digest(parts),
-        "fixed": fixed,
-        "lookups": key_digest({name: parts[name] for name in LOOKED_UP}),
-        "inputs": parts["inputs"],
-        "parts": {name: value for name, value in parts.items() if name != "inputs"},
-        "why": [str(reason) for reason in reasons],
-    }
 
 
 def skipped(survey: Survey) -> list[str]:

@@ -44,10 +44,12 @@ FACTS = ("wall", "cpu", "memory", "notes", "warnings")
 HERE, THERE = "the store", "the shared cache"
 
 
+MACHINE = f"{sys.platform} {os.uname().machine}"
+
+
 def action_key(key: str) -> str:
     """A step's key among machines: programs may differ where the processor's kind does."""
-    machine = f"{sys.platform} {os.uname().machine}"
-    return blake3(f"{key} {machine}".encode()).hexdigest()
+    return blake3(f"{key} {MACHINE}".encode()).hexdigest()
 
 
 class Finish(Protocol):

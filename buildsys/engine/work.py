@@ -20,9 +20,8 @@ from buildsys.engine.executor import Ended, Progress
 from buildsys.engine.failure import Failure
 from buildsys.engine.keeping import forget_kept, trust_kept
 from buildsys.engine.key import key_digest
-from buildsys.engine.last_run import forget_last_run, keep_failure
+from buildsys.engine.last_run import LeftBefore, keep_failure
 from buildsys.engine.ordering import make_order
-from buildsys.engine.staleness import record_of
 from buildsys.engine.witness import Witness
 from buildsys.errors import QbuildError
 from buildsys.store.placing import fsync
@@ -44,12 +43,14 @@ POLL_DIGESTING = 0.005
 
 
 class Running(NamedTuple):
-    """A step in the executor. parts: of its key as it was started; claim, priority: see
-    `executor.Order`."""
+    """A step in the executor. parts: of its key as it was started, and their digest; lookups: of
+    those that neither plan nor inputs decide; claim, priority: see `executor.Order`."""
 
     step: Step
     staging: str
     parts: Mapping[str, Json]
+    key: str
+    lookups: str
     reasons: tuple[Reason, ...]
     claim: Claim | None = None
     priority: float = 0.0
@@ -78,6 +79,7 @@ class Work:
         self._executor = executor
         self._display = display
         self._staging = stage.Staging(folder.own("staging"))
+        self._left = LeftBefore(folder)
         self._committer = committer
         self._cache = cache
         self._witness = Witness(survey.blueprint, survey.stamps, machine.template)
@@ -101,11 +103,12 @@ class Work:
         step = self._survey.plan.steps[name]
         parts = self._survey.parts(step)
         staging = self._staging.fresh(step.outputs.values())
-        running = Running(step, staging, parts, reasons, claim, priority)
-        forget_last_run(self._folder, name)
+        key, lookups = key_digest(parts), self._survey.lookups(step)
+        running = Running(step, staging, parts, key, lookups, reasons, claim, priority)
+        self._left.forget(name)
         self._display.started(name, "; ".join(map(str, reasons)))
         cache = self._cache
-        lookup = None if cache is None else cache.look_up(name, key_digest(parts))
+        lookup = None if cache is None else cache.look_up(name, key)
         return self._submit(running) if lookup is None else self._look(running, lookup)
 
     def look_ahead(self, name: str) -> None:
@@ -308,7 +311,7 @@ class Work:
         record = {
             "kind": "done",
             "step": name,
-            **record_of(self._survey.blueprint.fixed[name], running.parts, running.reasons),
+            **made_from(running, self._survey.blueprint.fixed[name]),
             "outputs": {output.path: digests[output.path] for output in outputs},
             "sizes": {output.path: output.size for output in outputs},
             "wall": round(ended.wall, 4),
@@ -362,3 +365,16 @@ class Work:
         wall, memory = (ended.wall, ended.peak_memory) if ended is not None else (0.0, 0)
         self._display.ended(name, True, wall, memory)
         self._display.say(str(failure))
+
+
+def made_from(running: Running, fixed: str) -> dict[str, Json]:
+    """The part of a journal line that says what a step was made from, and why. fixed: digest of
+    what only the plan decides."""
+    return {
+        "key": running.key,
+        "fixed": fixed,
+        "lookups": running.lookups,
+        "inputs": running.parts["inputs"],
+        "parts": {name: value for name, value in running.parts.items() if name != "inputs"},
+        "why": [str(reason) for reason in running.reasons],
+    }

@@ -2,8 +2,8 @@
 
 Source: Documentation/userspace-api/landlock.rst of the Linux kernel and landlock(7). The
 kernel tells which version (ABI) of the interface it has; each adds rights, and a right that
-a ruleset does not name stays unrestricted. So every right that the kernel knows is named, and
-granted only where it should hold:
+a ruleset does not name stays unrestricted, as those to read and to run should. So all others that
+the kernel knows are named, and granted only where they should hold:
 
     ABI 1 (5.13)  files and folders   2 (5.19)  moving between folders   3 (6.2)  truncating
     ABI 4 (6.7)   TCP (left free)     5 (6.10)  ioctl on devices         6 (6.12) signals and
@@ -59,13 +59,12 @@ def ruleset(writable: Iterable[str]) -> int:
     OSError where the kernel refuses, or where a path of `writable` does not exist.
     """
     version = abi()
-    rights = handled_rights(version)
+    rights = handled_rights(version) & ~READ
     made = _create_ruleset(version, rights)
     try:
-        _allow(made, "/", rights & READ)
         for path in writable:
             _allow(made, path, rights & ~(MAKE_CHAR | MAKE_BLOCK))
-        _allow(made, NULL, rights & (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV))
+        _allow(made, NULL, rights & (WRITE_FILE | TRUNCATE | IOCTL_DEV))
     except OSError:
         os.close(made)
         raise

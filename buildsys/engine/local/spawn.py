@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NoReturn
 
 from buildsys.engine.executor import Order
@@ -126,6 +127,15 @@ def find_program(name: str, path: str) -> str:
     """The file that a program's name stands for; one with a "/" is taken as it is."""
     if "/" in name:
         return name
+    found = _in_path(name, path)
+    if not os.access(found, os.X_OK):  # it has gone since it was last run
+        _in_path.cache_clear()
+        found = _in_path(name, path)
+    return found
+
+
+@lru_cache(64)
+def _in_path(name: str, path: str) -> str:
     for folder in path.split(":"):
         if os.access(f"{folder}/{name}", os.X_OK) and os.path.isfile(f"{folder}/{name}"):
             return f"{folder}/{name}"
