@@ -25,7 +25,7 @@ class Row:
 
 BOTH = ("up-down", "v-o")
 PLAIN = Row(pairs=BOTH, clipping="relative", rounding="gptq")
-BEST = replace(PLAIN, more=16, weights="search")
+BEST = replace(PLAIN, weights="search")
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),
@@ -41,8 +41,9 @@ ROWS: dict[str, Row] = {
     "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
     "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
     "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
-    "all, scales of weights at the maximum, 8 windows": PLAIN,
+    "all, weights' scales at the maximum": PLAIN,
     "all": BEST,
+    "all, 16 windows for GPTQ": replace(BEST, more=16),
     "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
     "vl relative": Row(clipping="relative", target="mllm-v1-vl"),

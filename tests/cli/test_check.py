@@ -170,3 +170,8 @@ def test_shipped_recipes_make_plans_from_anywhere(tmp_path: Path) -> None:
     )
     done = qbuild(tmp_path, "check", "recipes/qwen2.yaml", code=2)
     assert "give it one: -D model=..." in done.stderr
+
+
+def test_the_recipe_of_the_quality_tables_is_without_mistakes(tmp_path: Path) -> None:
+    told = qbuild(tmp_path, "check", str(ROOT / "bench" / "quality_vl.yaml")).stdout
+    assert "no mistakes; 16 artifacts" in told
