@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-Quantizer = Callable[[npt.NDArray[np.float32], str], npt.NDArray[np.uint8]]
+Quantizer = Callable[..., npt.NDArray[np.uint8]]
 
 # Packages whose wheels carry libggml, and how to get the smallest of them.
 CARRIERS = ("llama_cpp_python", "pywhispercpp", "xllamacpp")
@@ -32,7 +32,8 @@ def find_ggml() -> tuple[str, Quantizer] | None:
     """(package and version, quantizer) of the first carrier found, or None.
 
     The quantizer takes float32 [rows, columns] and a type's name and gives blocks
-    [number of blocks, bytes], by `ggml_quantize_chunk` without an importance matrix.
+    [number of blocks, bytes], by `ggml_quantize_chunk`; an importance matrix may be given, one
+    float32 for each column.
     """
     for carrier in CARRIERS:
         try:
@@ -62,12 +63,18 @@ def _quantizer(library: ctypes.CDLL) -> Quantizer:
     chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     chunk.argtypes += [ctypes.c_int64] * 3 + [ctypes.c_void_p]
 
-    def quantize(x: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.uint8]:
+    def quantize(
+        x: npt.NDArray[np.float32],
+        type_name: str,
+        imatrix: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         code, weights, size = _TYPES[type_name]
         x = np.ascontiguousarray(x, dtype=np.float32)
         blocks = np.empty((x.size // weights, size), dtype=np.uint8)
         rows, columns = x.shape
-        written = chunk(code, x.ctypes.data, blocks.ctypes.data, 0, rows, columns, None)
+        importance = None if imatrix is None else np.ascontiguousarray(imatrix, dtype=np.float32)
+        at = None if importance is None else importance.ctypes.data
+        written = chunk(code, x.ctypes.data, blocks.ctypes.data, 0, rows, columns, at)
         if written != blocks.nbytes:
             raise RuntimeError(f"ggml wrote {written} bytes of {type_name}, not {blocks.nbytes}")
         return blocks

@@ -1,26 +1,22 @@
-"""4-bit blocks by what a linear reads: GPTQ rounding, and ggml's importance matrix for Q4_0.
+"""4-bit blocks by what a linear reads: GPTQ rounding.
 
-Formats stay what they are. GPTQ keeps the scales and minima that the plain quantizer finds and
-chooses the levels anew. The importance matrix (mean x^2 of every column) chooses Q4_0's scales.
-Source: GPTQ, arXiv 2210.17323; ggml `quantize_q4_0` with an imatrix (`make_qx_quants`), without
-FMA contraction.
+Formats stay what they are: the scales and minima that the plain quantizer finds are kept, and the
+levels chosen anew. Source: GPTQ, arXiv 2210.17323.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from buildsys.quant.errors import QuantError
-from buildsys.quant.ggml_blocks import BLOCKS, Bytes, quantize
+from buildsys.quant.ggml_blocks import Bytes, quantize
 from buildsys.quant.gptq import gptq
 from buildsys.quant.q4_k import pack_nibbles, unpack_scales
-from buildsys.quant.rounding import F32, fp16_bytes, fp16_values, nearest_int, sum_in_order
+from buildsys.quant.rounding import F32, fp16_values
 
 GPTQ_TYPES = ("Q4_0", "Q4_K")
-IMATRIX_TYPES = ("Q4_0",)
 _SUB_BLOCK = 32
 _TOP = 15
 
@@ -69,46 +65,3 @@ def _with_levels(blocks: Bytes, levels: Bytes, type_name: str) -> Bytes:
     else:
         made[:, 16:] = pack_nibbles(levels)
     return made
-
-
-def imatrix_blocks(
-    W: npt.NDArray[np.float32], importance: npt.NDArray[np.float32], *, name: str = "tensor"
-) -> Bytes:
-    """W [rows, columns] as Q4_0 blocks, scales chosen by the importance of each column [columns].
-
-    Bytes of ggml's `quantize_q4_0` with this imatrix. Raises QuantError, naming `name`, where
-    the columns do not divide into blocks.
-    """
-    width = W.shape[1]
-    if width % BLOCKS["Q4_0"].weights or importance.shape != (width,):
-        raise QuantError(f"{name}: {width} columns with {importance.size} importances in Q4_0")
-    squares = (W * W).astype(np.float32)
-    # C adds a row up from left to right in float32.
-    sigma2 = np.add.accumulate(squares, axis=1, dtype=np.float32)[:, -1] / np.float32(width)
-    weights = importance[None] * np.sqrt(sigma2[:, None] + squares)
-    x = np.ascontiguousarray(W.reshape(-1, _SUB_BLOCK).T)
-    scale, levels = _weighted_scales(x, np.ascontiguousarray(weights.reshape(-1, _SUB_BLOCK).T))
-    nibbles = levels[:16] | levels[16:] << 4
-    return np.hstack([fp16_bytes(scale), np.ascontiguousarray(nibbles.T)])
-
-
-def _weighted_scales(x: F32, weights: F32) -> tuple[F32, Bytes]:
-    """ggml's make_qx_quants for 8 levels on each side: columns of [32, n] -> scales [n], levels."""
-    peak = x[np.abs(x).argmax(axis=0), np.arange(x.shape[1])]
-    dead = np.abs(peak) < np.float32(1e-15)
-    safe = np.where(dead, np.float32(1), peak)
-    best: F32 = np.full(x.shape[1], -1, np.float32)
-    scale = np.zeros(x.shape[1], np.float32)
-    levels = np.full(x.shape, 8, np.uint8)
-    for step in (0, *range(-9, 0), *range(1, 10)):
-        factor = np.float32(8) if step == 0 else np.float32(8) + np.float32(0.1) * np.float32(step)
-        scaled: F32 = (-factor / safe * x).astype(np.float32, copy=False)
-        q = np.clip(nearest_int(scaled), -8, 7).astype(np.float32)
-        product, square = sum_in_order(weights * x * q), sum_in_order(weights * q * q)
-        found = (square > 0) if step == 0 else (square > 0) & (product * product > best * square)
-        ratio = np.divide(product, square, out=np.zeros_like(product), where=square > 0)
-        scale = np.where(found, ratio, scale)
-        best = np.where(found, ratio * product, np.float32(0) if step == 0 else best)
-        levels = np.where(found, (q + 8).astype(np.uint8), levels)
-    levels[:, dead] = 0  # as ggml leaves it; the scale is zero
-    return np.where(dead, np.float32(0), scale), levels

@@ -21,7 +21,7 @@ class Grid:
     """What a block type asks of the search.
 
     size: weights in a sub-block. top: the highest level. first: offset of the first grid; there
-    are `steps` more, 0.1 apart. absolute: the error to beat is a sum of magnitudes and weights
+    are `steps` more, `step` apart. absolute: the error to beat is a sum of magnitudes and weights
     are magnitudes; else of squares, and weights are raised by their root mean square.
     """
 
@@ -30,6 +30,7 @@ class Grid:
     first: float
     steps: int
     absolute: bool = False
+    step: float = 0.1
 
 
 @dataclass
@@ -43,15 +44,16 @@ class Fit:
     offset: F32
 
 
-def search(x: F32, grid: Grid) -> Fit:
-    """The best fit of every column of x [size, m]."""
-    weight = _weights(x, grid)
+def search(x: F32, grid: Grid, weight: F32 | None = None) -> Fit:
+    """The best fit of every column of x [size, m]. weight [size, m]: in place of ggml's own."""
+    weight = _weights(x, grid) if weight is None else weight
     sum_w, sum_x = sum_in_order(weight), sum_in_order(weight * x)
     low, high = x.min(axis=0), x.max(axis=0)
     best = _first_fit(x, weight, np.minimum(low, np.float32(0)), high, grid)
     for step in range(grid.steps + 1):
         # `best.minimum` has moved since the last step: C uses the moved one, for both.
-        target = np.float32(0.1) * np.float32(step) + np.float32(grid.first) + np.float32(grid.top)
+        shift = np.float32(grid.step) * np.float32(step) + np.float32(grid.first)
+        target = shift + np.float32(grid.top)
         inverse = target / (high - best.minimum)
         levels = _round_to_levels(x, inverse, best.minimum, low, high, grid)
         wl = weight * levels

@@ -26,7 +26,7 @@ def quantize_q6_k(x: F32) -> Bytes:
     scale, inverse = _search(columns)
     d, multiples, zero = super_scale(scale.reshape(-1, 16))
     levels = _final_levels(columns, inverse, d, multiples)
-    blocks = _pack(levels, multiples, d)
+    blocks = pack(levels, multiples, d)
     blocks[zero] = 0
     return blocks
 
@@ -105,7 +105,7 @@ def _centered(levels: I32) -> I32:
     return np.clip(levels, -_HALF_RANGE, _HALF_RANGE - 1) + _HALF_RANGE
 
 
-def _pack(levels: I32, multiples: npt.NDArray[np.int8], d: F32) -> Bytes:
+def pack(levels: I32, multiples: npt.NDArray[np.int8], d: F32) -> Bytes:
     """[16, m] -> [n, 210]. Of 128 weights, quarter q gives nibble q // 2 of byte q % 2 * 32 + l."""
     quarters = levels.T.astype(np.uint8).reshape(-1, 2, 4, 32)
     low = (quarters[:, :, :2] & 15 | (quarters[:, :, 2:] & 15) << 4).reshape(-1, 128)

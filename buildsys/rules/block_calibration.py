@@ -27,10 +27,11 @@ METHODS = ("gptq", "imatrix")
 
 @dataclass(frozen=True)
 class Calibrated:
-    """By tensor: the file of its finished blocks, or the importance of each of its columns."""
+    """By tensor: the file of its finished blocks, or its type and the importance of each of its
+    columns."""
 
     blocks: Mapping[str, Path] = field(default_factory=dict)
-    importances: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    importances: Mapping[str, tuple[str, npt.NDArray[np.float32]]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.blocks or name in self.importances
@@ -39,10 +40,11 @@ class Calibrated:
         """Blocks of the rows `values` of a tensor, which begin at row `first`."""
         import numpy as np
 
-        from buildsys.quant.calibrated_blocks import imatrix_blocks
+        from buildsys.quant.imatrix_blocks import imatrix_blocks
 
         if name in self.importances:
-            return imatrix_blocks(values, self.importances[name], name=name)
+            kind, importance = self.importances[name]
+            return imatrix_blocks(values, importance, kind, name=name)
         stored: Bytes = np.load(self.blocks[name], mmap_mode="r")
         return np.array(stored[first : first + len(values)]).reshape(-1)
 
@@ -57,7 +59,8 @@ def calibrate(
     from buildsys.models.linear_inputs import inputs_by_layer
     from buildsys.models.open import open_model
     from buildsys.models.samples import open_samples
-    from buildsys.quant.calibrated_blocks import GPTQ_TYPES, IMATRIX_TYPES, gptq_blocks
+    from buildsys.quant.calibrated_blocks import GPTQ_TYPES, gptq_blocks
+    from buildsys.quant.imatrix_blocks import IMATRIX_TYPES
 
     model = open_model(step.one("model").path)
     samples = [
@@ -68,7 +71,7 @@ def calibrate(
     types = GPTQ_TYPES if gptq else IMATRIX_TYPES
     wanted = {target.source: target.type for target in targets if target.type in types}
     blocks: dict[str, Path] = {}
-    importances: dict[str, npt.NDArray[np.float32]] = {}
+    importances: dict[str, tuple[str, npt.NDArray[np.float32]]] = {}
     (folder / "states").mkdir()
     for layer in inputs_by_layer(model, source, samples, folder / "states", step.progress):
         for linear, hessian in layer.items():
@@ -82,7 +85,7 @@ def calibrate(
                 np.save(blocks[name], made.reshape(len(W), -1))
                 source.release(name)
             else:
-                importances[name] = hessian.mean_square.numpy()
+                importances[name] = (wanted[name], hessian.mean_square.numpy())
     if not (blocks or importances):
         raise StepError(
             f"calibration: {step.options['calibration']} is for {', '.join(types)}, and no linear "

@@ -106,7 +106,7 @@ RULE = Rule(
             "default": None,
             "description": "How linears of the language model are rounded, in the same format. "
             "gptq (Q4_0, Q4_K): levels make up for each other's errors on `samples`. imatrix "
-            "(Q4_0): scales by the importance of each column, with ggml's bytes.",
+            "(all but Q8_0): scales by the importance of each column, with ggml's bytes.",
         },
         "version": {"enum": [1, 2], "default": 1, "description": "Version of the .mllm file."},
     },

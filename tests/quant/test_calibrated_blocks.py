@@ -1,4 +1,4 @@
-"""Calibrated 4-bit blocks keep the format, lose less, and are ggml's where ggml has them."""
+"""GPTQ's 4-bit blocks keep the format and lose less."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from buildsys.quant.calibrated_blocks import GPTQ_TYPES, gptq_blocks, imatrix_blocks
+from buildsys.quant.calibrated_blocks import GPTQ_TYPES, gptq_blocks
 from buildsys.quant.errors import QuantError
 from buildsys.quant.ggml_blocks import dequantize, quantize
 from buildsys.quant.gptq import layer_loss
@@ -41,33 +41,3 @@ def test_without_correlation_the_nearest_level_is_taken(type_name: str) -> None:
 def test_a_type_that_gptq_does_not_make_is_refused() -> None:
     with pytest.raises(QuantError, match="up_proj: GPTQ makes Q4_0, Q4_K here, not Q6_K"):
         gptq_blocks(weight(2, 256), torch.eye(256), "Q6_K", name="up_proj")
-
-
-def importance(width: int) -> np.ndarray:
-    return np.exp(np.random.default_rng(3).normal(size=width)).astype(np.float32)
-
-
-def test_the_importance_matrix_gives_ggmls_bytes() -> None:
-    libgguf = pytest.importorskip("libgguf")
-    W = np.random.default_rng(4).standard_t(5, size=(64, 512)).astype(np.float32)
-    W[3, 32:64] = 0.0
-    W[5] *= 1e-3
-    weights = importance(512)
-    theirs = libgguf.quantize_rows(W, libgguf.GGMLQuantizationType.Q4_0, imatrix=weights)
-    assert np.array_equal(imatrix_blocks(W, weights), np.asarray(theirs).reshape(-1, 18))
-
-
-def test_important_columns_lose_less() -> None:
-    W = np.random.default_rng(5).normal(size=(40, 128)).astype(np.float32)
-    weights = importance(128) ** 2
-
-    def loss(blocks: np.ndarray) -> float:
-        error = dequantize(blocks, "Q4_0").reshape(W.shape) - W
-        return float((error**2 @ weights).sum())
-
-    assert loss(imatrix_blocks(W, weights)) < 0.95 * loss(quantize(W, "Q4_0"))
-
-
-def test_importances_of_another_width_are_refused() -> None:
-    with pytest.raises(QuantError, match="up_proj: 64 columns with 32 importances"):
-        imatrix_blocks(np.ones((2, 64), np.float32), np.ones(32, np.float32), name="up_proj")

@@ -294,7 +294,8 @@ def test_golden_tensors_are_what_the_names_say(golden: Path):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [("gptq", "Q4_0"), ("gptq", "Q4_K"), ("imatrix", "Q4_0")]
+    ("method", "kind"),
+    [("gptq", "Q4_0"), ("gptq", "Q4_K"), ("imatrix", "Q4_0"), ("imatrix", "Q4_K")],
 )
 def test_calibrated_blocks_keep_the_format_and_bring_the_layers_nearer(
     make: Callable[..., Any], tmp_path: Path, method: str, kind: str
@@ -335,7 +336,7 @@ def test_calibration_without_samples_or_of_no_linear_is_refused(
     (tmp_path / "text.txt").write_text("abc " * 100)
     samples = Input("text", "text", {"path": tmp_path / "text.txt"}, "d", {"tokens": 32})
     inputs = {"model": qwen2_folder, "samples": [samples]}
-    with pytest.raises(StepError, match="imatrix is for Q4_0"):
+    with pytest.raises(StepError, match="imatrix is for Q4_0, Q2_K"):
         make("mllm-quantize", "q.mllm", inputs, {"type": "Q8_0", "calibration": "imatrix"})
     step, plan = plan_of(
         "q.mllm", "mllm-quantize", options={"type": "Q4_0", "calibration": "gptq"}, model="m"
