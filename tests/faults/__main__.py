@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import resource
 import sys
 from collections.abc import Iterable
 from functools import partial
 
 from tests.faults.all_faults import FAULTS
-from tests.faults.campaign import HEAD, campaign
+from tests.faults.campaign import HEAD, campaign, row
 from tests.faults.registry import Fault
 
 FULL = 200
@@ -38,12 +39,19 @@ def main() -> int:
 
     chosen = [fault for name, fault in FAULTS.items() if not words.only or name in words.only]
     chosen.sort(key=lambda fault: -fault.rounds)
-    print(HEAD, flush=True)
-    say = partial(print, flush=True)
-    tallies = campaign(chosen, rounds_of, words.seed, words.few, words.jobs, say)
+    say, progress = partial(print, flush=True), partial(print, file=sys.stderr, flush=True)
+    tallies = campaign(chosen, rounds_of, words.seed, words.few, words.jobs, say, progress)
     broken = sum(tally.violations for tally in tallies)
+    print(HEAD, *map(row, tallies), sep="\n")
     print(f"seed {words.seed}: {sum(t.rounds for t in tallies)} rounds, {broken} violations")
+    progress(f"{cpu_seconds():.0f} CPU seconds")
     return 1 if broken else 0
+
+
+def cpu_seconds() -> float:
+    """Of this process and all that it has waited for."""
+    spent = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,10 @@ def campaign(
     few: int,
     jobs: int,
     say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> list[Tally]:
-    """All rounds of all these faults, so many at a time; violations are said as they come."""
+    """All rounds of all these faults, so many at a time; violations are said as they come, and
+    it is told when a fault has had all its rounds."""
     tallies = []
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as scratch,
@@ -133,7 +135,7 @@ def campaign(
                 if results[-1].text:
                     say(results[-1].text)
             tallies.append(together([result.tally for result in results]))
-            say(row(tallies[-1]))
+            progress(row(tallies[-1]))
     return tallies
 
 
