@@ -29,6 +29,9 @@ SETTLED_NS = 2_000_000_000
 SECOND_NS = 1_000_000_000
 TICK_NS = 50_000_000  # no clock of a file system that counts below seconds is as coarse
 VERSION = 1
+# In the time that opening one file takes, so many bytes can be read; and as long as reading so
+# many bytes it takes to write what is known of one file.
+OPENED, WRITTEN = 4096, 128
 
 
 class Moved(NamedTuple):
@@ -80,7 +83,7 @@ class Stamps:
         self._known: dict[str, list[Json]] = _read(store)
         self._seen: dict[str, tuple[Stamp, int] | None] = {}
         self._digests: dict[str, tuple[Stamp, str]] = {}
-        self._changed = False
+        self._unsaved = 0  # bytes to read again where what was learnt is not kept
         self.hashed: list[str] = []
         self.moved: list[Moved] = []  # see `Moved`, in the order in which it was noticed
         self.hash_one: Callable[[str], str] = hash_file  # a trace puts a watch around it
@@ -124,15 +127,16 @@ class Stamps:
         self._digests[name] = (seen[0], digest)
         if is_placed_late(seen[0]):
             self._known[name] = [*seen[0], digest]
-            self._changed = True
+            self._unsaved += OPENED + seen[0][SIZE]
 
     def expire(self) -> None:
         """From now on ask the system again: files may have changed since they were looked at."""
         self._seen.clear()
 
     def save(self) -> None:
-        """Write what was learnt; silently not, where the disk does not take it."""
-        if not self._changed:
+        """Write what was learnt, if to learn it again would take longer than to write all that is
+        known; silently not, where the disk does not take it."""
+        if self._unsaved <= WRITTEN * len(self._known):
             return
         content = {"version": VERSION, "files": self._known}
         try:
@@ -140,7 +144,7 @@ class Stamps:
         except OSError:
             # A full or read-only disk costs the next run some hashing, and that is all.
             return
-        self._changed = False
+        self._unsaved = 0
 
     def _look(self, name: str, follow: bool) -> tuple[Stamp, int] | None:
         if name in self._seen:
@@ -160,17 +164,16 @@ class Stamps:
             return digest
         if known is not None and known[:4] == list(stamp[:4]) and self._vouched(known[5], stamp):
             known[4] = stamp[4]
-            self._changed = True
+            self._unsaved += OPENED
             return str(known[5])
         began = self._clock_ns()
         digest = self.hash_one(self.path(name))
         self.hashed.append(name)
         if is_settled(stamp, began):
             self._known[name] = [*stamp, digest]
-            self._changed = True
-        elif name in self._known:
-            del self._known[name]
-            self._changed = True
+            self._unsaved += OPENED + stamp[SIZE]
+        else:
+            self._known.pop(name, None)
         return digest
 
 

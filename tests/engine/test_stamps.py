@@ -204,3 +204,30 @@ def test_model_is_digested_by_its_parts(tmp_path: Path) -> None:
     assert {label for label in after if after[label] != before[label]} == {"model:weights"}
     (model / "model.safetensors").unlink()
     assert entries()["model:weights"] not in (before["model:weights"], after["model:weights"])
+
+
+def test_memory_is_written_anew_only_where_that_is_less_work_than_to_read_again(
+    tmp_path: Path,
+) -> None:
+    for number in range(100):
+        (tmp_path / f"f{number}").write_text(f"{number}")
+    first = stamps_at(tmp_path, after=2.5)
+    for number in range(100):
+        first.file(f"f{number}", follow=False)
+    first.save()
+    written = (tmp_path / "stamps").stat().st_mtime_ns
+    (tmp_path / "f1").write_text("a few bytes")
+    second = stamps_at(tmp_path, after=10)
+    second.file("f1", follow=False)
+    second.save()
+    assert (tmp_path / "stamps").stat().st_mtime_ns == written
+    (tmp_path / "f2").write_bytes(bytes(1 << 20))
+    third = stamps_at(tmp_path, after=20)
+    third.file("f1", follow=False)
+    third.file("f2", follow=False)
+    assert third.hashed == ["f1", "f2"]
+    third.save()
+    fourth = stamps_at(tmp_path, after=30)
+    fourth.file("f1", follow=False)
+    fourth.file("f2", follow=False)
+    assert fourth.hashed == []
