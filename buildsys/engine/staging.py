@@ -37,13 +37,15 @@ class Output(NamedTuple):
 
 class Staging:
     """The staging folders of one build, numbered. One that was emptied is used again: making
-    and removing thousands of folders takes longer than thousands of small steps.
+    and removing thousands of folders takes longer than thousands of small steps. Another build
+    has others: what a program of a killed build may still write gets in nobody's way.
 
     Invariant: nothing but them is below `root`, and those in `_empty` are empty.
     """
 
     def __init__(self, root: str) -> None:
         self._root = root
+        self._own = os.urandom(4).hex()
         self._count = 0
         self._empty: list[str] = []
 
@@ -53,7 +55,7 @@ class Staging:
             folder = self._empty.pop()
         else:
             self._count += 1
-            folder = f"{self._root}/{self._count}"
+            folder = f"{self._root}/{self._own}-{self._count}"
             os.makedirs(folder)
         for path in outputs:
             if "/" in path.rstrip("/"):
