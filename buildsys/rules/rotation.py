@@ -1,4 +1,4 @@
-"""Rule `rotation`: the matrices that turn a model's residual streams and heads, seeded.
+"""Rule `rotation`: the matrices that turn a model's residual streams and heads, seeded or learned.
 
 One file binds everything downstream: scales, int8 weights and the decode model must be made with
 the same matrices (mllm's own tool sets no seed, so that its file is the only link).
@@ -10,39 +10,46 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from buildsys.rules.model_inputs import MODEL_KINDS, model_input
-from buildsys.rules.spec import InputSpec, Problem, Rule, StepContext
+from buildsys.rules.spec import InputSpec, Memory, Problem, Rule, StepContext
 
 if TYPE_CHECKING:
     from buildsys.formats.rotation_file import Rotation
     from buildsys.models.family import Family
+    from buildsys.models.open import Model
+    from buildsys.models.samples import Samples
     from buildsys.plan.graph import Plan, Step
+
+# Measured on SmolLM2: docs/quality.md.
+RATE, BATCH = 0.02, 1
 
 
 def check(step: Step, plan: Plan) -> Iterator[Problem]:
-    """A choice among seeds needs something to choose by."""
-    if step.options.get("seeds", 1) > 1:
+    """A choice among seeds, and learning, need something to choose by and to learn from."""
+    wanted = {"seeds": step.options.get("seeds", 1) > 1, "learn": bool(step.options.get("learn"))}
+    for option in (option for option, asked in wanted.items() if asked):
         for name, what in (("weights", "the model to judge"), ("samples", "text to judge by")):
             if not step.inputs.get(name):
                 yield Problem(
-                    f"seeds needs `{name}`: {what}",
+                    f"{option} needs `{name}`: {what}",
                     remedy="Give inputs `weights` (the model again) and `samples`.",
-                    option="seeds",
+                    option=option,
                 )
 
 
 RULE = Rule(
     name="rotation",
-    doc="Random rotations R1 and R2 (and the vision tower's) as mllm's rotation.bin.",
+    doc="Rotations R1 and R2 (and the vision tower's), random or learned, as mllm's rotation.bin.",
     inputs={
         "model": model_input("config"),
         "weights": InputSpec(
-            "The model again, for `seeds`: only then the rotation depends on its weights.",
+            "The model again, for `seeds` and `learn`: only then the rotation depends on its "
+            "weights.",
             kinds=MODEL_KINDS,
             required=False,
             parts=("config", "weights", "tokenizer", "processor"),
         ),
         "samples": InputSpec(
-            "Text and images that `seeds` are judged by.",
+            "Text and images that `seeds` are judged by, and that `learn` learns from.",
             kinds=("text", "images"),
             many=True,
             required=False,
@@ -69,11 +76,28 @@ RULE = Rule(
             "description": "Draw so many rotations, from `seed` on, and keep the one under which "
             "plain static int8 loses least on `samples`. The losses are in the metadata.",
         },
+        "learn": {
+            "type": ["object", "null"],
+            "properties": {
+                "steps": {"type": "integer", "minimum": 1},
+                "rate": {"type": "number", "exclusiveMinimum": 0},
+                "batch": {"type": "integer", "minimum": 1},
+                "weights": {"type": "boolean"},
+            },
+            "required": ["steps"],
+            "additionalProperties": False,
+            "default": None,
+            "description": "Go on from the random rotation by so many Cayley steps (SpinQuant) "
+            "down the KL to fp32 that static int8 costs on `samples`; slow. rate: radians that "
+            f"the first step turns ({RATE}; falls to 0). batch: samples per step ({BATCH}). "
+            "weights: they are rounded too while learning (true); false for rounding: gptq. The "
+            "vision tower's matrices stay random.",
+        },
         "target": {
             "enum": ["mllm-v1-text", "mllm-v1-vl", None],
             "default": None,
-            "description": "The runtime's profile, for `seeds`; by default mllm-v1-vl for models "
-            "with a vision tower, else mllm-v1-text.",
+            "description": "The runtime's profile, for `seeds` and `learn`; by default mllm-v1-vl "
+            "for models with a vision tower, else mllm-v1-text.",
         },
         "vision": {
             "type": "boolean",
@@ -89,6 +113,9 @@ RULE = Rule(
     },
     distributions=("torch", "numpy", "transformers", "tokenizers", "pillow"),
     worker="python",
+    memory=Memory(largest=0.5, whole=6.0),  # learn's; without `weights` no tensor is read
+    float_sums=True,
+    resumable=True,
     check=check,
 )
 
@@ -104,6 +131,8 @@ def make(step: StepContext) -> None:
     if step.options["seeds"] > 1:
         seed = _best_seed(step, family)
     rotation = _draw(step, family, seed)
+    if step.options["learn"]:
+        rotation = _learned(step, rotation, seed)
     save_rotation(step.out, rotation)
     step.note("rotation", dict(rotation.metadata))
 
@@ -120,18 +149,25 @@ def _draw(step: StepContext, family: Family, seed: int) -> Rotation:
     )
 
 
-def _best_seed(step: StepContext, family: Family) -> int:
-    """The seed with the least loss. Raises ModelError naming a bad sample or tensor."""
+def _judged_by(step: StepContext) -> tuple[Model, list[Samples], str]:
+    """The model, the samples and the profile of `seeds` and `learn`. Raises ModelError naming a
+    bad sample or tensor."""
     from buildsys.models.open import open_model
-    from buildsys.models.rotations import fit_rotations
     from buildsys.models.samples import open_samples
-    from buildsys.models.seed_choice import choose_seed, int8_loss
 
     model = open_model(step.one("weights").path)
     given = step.inputs["samples"]
     samples = [open_samples(model, each.kind, each.paths, each.options) for each in given]
     seen = model.config.vision is not None
-    target = step.options["target"] or ("mllm-v1-vl" if seen else "mllm-v1-text")
+    return model, samples, step.options["target"] or ("mllm-v1-vl" if seen else "mllm-v1-text")
+
+
+def _best_seed(step: StepContext, family: Family) -> int:
+    """The seed with the least loss."""
+    from buildsys.models.rotations import fit_rotations
+    from buildsys.models.seed_choice import choose_seed, int8_loss
+
+    model, samples, target = _judged_by(step)
     first = step.options["seed"]
     seed, losses = choose_seed(
         range(first, first + step.options["seeds"]),
@@ -142,3 +178,23 @@ def _best_seed(step: StepContext, family: Family) -> int:
     )
     step.note("seeds", {str(each): loss for each, loss in losses.items()})
     return seed
+
+
+def _learned(step: StepContext, start: Rotation, seed: int) -> Rotation:
+    """What the random rotation becomes; it stays where learning makes it no better."""
+    from buildsys.models.learned_rotation import Learning, learn_rotation
+
+    model, samples, target = _judged_by(step)
+    options = {"rate": RATE, "batch": BATCH, "weights": True, **step.options["learn"]}
+    made = learn_rotation(
+        model,
+        start,
+        samples,
+        Learning(**options, target=target, seed=seed),
+        folder=step.kept,
+        progress=step.progress,
+    )
+    if made.after >= made.before:
+        step.warn("the samples lose more under the learned rotation: the random one stays")
+    step.note("learned", {"before": made.before, "after": made.after, "losses": list(made.losses)})
+    return made.rotation

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 
@@ -90,3 +91,74 @@ def test_seeds_without_something_to_judge_by_are_refused() -> None:
     step, plan = plan_of("rotation.bin", "rotation", options={"seeds": 4}, model="m")
     assert RULE.check is not None
     assert [problem.option for problem in RULE.check(step, plan)] == ["seeds", "seeds"]
+
+
+def learning_inputs(model: Path, tmp_path: Path) -> dict[str, Any]:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 9)
+    samples = Input("text", "text", {"path": text}, "d", {"samples": 3, "tokens": 48})
+    return {"model": model, "weights": model, "samples": [samples]}
+
+
+def test_a_learned_rotation_makes_a_better_checkpoint_and_says_how(
+    make: Any, qwen2_folder: Path, tmp_path: Path
+) -> None:
+    inputs = learning_inputs(qwen2_folder, tmp_path)
+    options = {"learn": {"steps": 6, "batch": 3, "rate": 0.03}, "target": "mllm-v1-vl"}
+    made = make("rotation", "rotation.bin", inputs, options)
+    notes = made.notes["learned"]
+    assert notes["after"] < notes["before"]
+    assert len(notes["losses"]) == 6
+    assert made.progress[-1] == (6, 6, "steps")
+    told = load_rotation(made.out).metadata["learned"]
+    assert told["weights"] is True
+    assert (told["steps"], told["batch"], told["rate"]) == (6, 3, 0.03)
+    random = make("rotation", "random.bin", {"model": qwen2_folder})
+    variants = [int8_of(make, inputs, rotation.out) for rotation in (random, made)]
+    judged = {"model": qwen2_folder, "text": inputs["samples"][0], "variants": variants}
+    options = {"profile": "mllm-v1-vl"}
+    rows = json.loads(make("evaluate", "metrics.json", judged, options).out.read_text())["variants"]
+    plain, better = (rows[path.name]["kl"] for path in variants)
+    assert better < plain
+
+
+def int8_of(make: Any, inputs: dict[str, Any], rotation: Path) -> Path:
+    """The plain int8 checkpoint under a rotation, which it has its name from."""
+    turned = {"model": inputs["model"], "rotation": rotation}
+    both = {**turned, "samples": inputs["samples"]}
+    scales = make("activation-scales", "scales.json", both).out
+    options = {"target": "mllm-v1-vl"}
+    out: Path = make(
+        "int8-checkpoint", f"{rotation.stem}.pth", {**turned, "scales": scales}, options
+    ).out
+    return out
+
+
+def test_learning_leaves_the_vision_towers_matrices_as_they_were(
+    make: Any, qwen2vl_folder: Path, tmp_path: Path
+) -> None:
+    inputs = learning_inputs(qwen2vl_folder, tmp_path)
+    learned = make("rotation", "l.bin", inputs, {"learn": {"steps": 2}}).out
+    plain = make("rotation", "p.bin", {"model": qwen2vl_folder}).out
+    one, other = load_rotation(learned), load_rotation(plain)
+    assert one.R_vit is not None
+    assert other.R_vit is not None
+    assert torch.equal(one.R_vit, other.R_vit)
+    assert not torch.equal(one.R, other.R)
+
+
+def test_learning_without_something_to_learn_from_is_refused() -> None:
+    options = {"learn": {"steps": 4}, "seeds": 2}
+    step, plan = plan_of("rotation.bin", "rotation", options=options, model="m")
+    assert RULE.check is not None
+    problems = list(RULE.check(step, plan))
+    assert [problem.option for problem in problems] == ["seeds", "seeds", "learn", "learn"]
+    assert problems[2].message == "learn needs `weights`: the model to judge"
+
+
+@pytest.mark.parametrize(
+    "learn", [{}, {"steps": 0}, {"steps": 2, "rate": 0}, {"steps": 2, "epochs": 1}, True]
+)
+def test_an_option_of_learn_that_cannot_be_meant_is_refused(learn: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(learn, dict(RULE.options["learn"]))
