@@ -55,8 +55,9 @@ def walk_layers(
 
     What the visitor has made of the layer when it asks for the next one is what all samples go
     through. tensors: classic names, as of `rotated_tensors`. folder: for the states, float32
-    [tokens, hidden], twice while a layer runs. compute: where the layers run, and what their
-    weights are.
+    [tokens, hidden], twice while a layer runs; layers that a killed run has finished there are
+    left out, so a visitor that changes layers must itself keep what it made of them. compute:
+    where the layers run, and what their weights are.
     """
     layerwise = LayerwiseModel(model, tensors, compute)
     store = StateStore(folder)
@@ -65,6 +66,8 @@ def walk_layers(
     for stage in layerwise.stages(images=images):
         if stage.kind == "head":
             return
+        if stage.name in store.finished:
+            continue
         if stage.kind == "embedding":
             features = None if store.states is None else iter(store.states)
             with store.stage(stage.name) as writer:

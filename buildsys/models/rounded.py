@@ -7,6 +7,7 @@ the rounded layer. Memory: one layer, the Hessians of its groups, one sample.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from buildsys.models.hessian_memory import batches
+from buildsys.models.layer_states import StateStore
 from buildsys.models.layer_walk import LayerVisit, replace_module, walk_layers
 from buildsys.models.profile import linears_in
 from buildsys.models.simulate import StaticLinear, quantizers_of
@@ -50,16 +53,22 @@ def rounded_layers(
     damping: float,
     correct_bias: bool = False,
     search_scale: bool = False,
+    limit: int | None = None,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Iterator[dict[str, Rounded]]:
     """The rounded linears of each decoder layer by name, layer after layer.
 
     ranges: every linear that is int8. correct_bias: the samples go on through biases that are
-    corrected. search_scale: `best_scale` instead of the maximum. Raises QuantError, naming the
-    linear, for values that are not finite.
+    corrected. search_scale: `best_scale` instead of the maximum. limit: bytes for Hessians and
+    their solution (`hessian_memory`); more passes, and the same bytes, where it is short. folder:
+    also keeps what is rounded; a killed run with the same arguments goes on behind the last
+    finished layer. Raises QuantError, naming the linear, for values that are not finite.
     """
     layers = 1 + max(linear.layer or 0 for linear in model.family.linears.values())
-    for done, visit in enumerate(walk_layers(model, tensors, samples, folder)):
+    kept = [layer for layer in map(_layer_index, StateStore(folder).finished) if layer is not None]
+    for layer in kept:
+        yield _load(folder, layer)
+    for done, visit in enumerate(walk_layers(model, tensors, samples, folder), len(kept)):
         progress(done, layers, "layers")
         own = [
             (child, linear)
@@ -69,13 +78,16 @@ def rounded_layers(
         for child, linear in own:
             static = StaticLinear(child, quantizers_of(linear, model.family, ranges, target))
             replace_module(visit.part, _path(linear), static)
-        made = _round(visit, [linear for _, linear in own], damping, search_scale)
+        made: dict[str, Rounded] = {}
+        for part in batches(model.family, [linear for _, linear in own], limit):
+            made |= _round(visit, part, damping, search_scale)
         for name, rounded in made.items():
             module: Any = visit.part.get_submodule(_path(model.family.linears[name]))
             values = rounded.weight.values.to(torch.float32) * rounded.weight.scale
             module.weight = nn.Parameter(values, requires_grad=False)
             if correct_bias and module.bias is not None:
                 module.bias = nn.Parameter(module.bias + rounded.bias, requires_grad=False)
+        _save(folder, visit.stage.index, made)
         yield made
     progress(layers, layers, "layers")
 
@@ -91,6 +103,7 @@ def rounded_by_name(
     damping: float,
     correct_bias: bool = False,
     search_scale: bool = False,
+    limit: int | None = None,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Callable[[str], Rounded | None]:
     """`rounded_layers` by linear: layers are made as their linears are asked for, in order.
@@ -107,6 +120,7 @@ def rounded_by_name(
         damping=damping,
         correct_bias=correct_bias,
         search_scale=search_scale,
+        limit=limit,
         progress=progress,
     )
     made: dict[str, Rounded] = {}
@@ -120,6 +134,31 @@ def rounded_by_name(
         return made[linear]
 
     return find
+
+
+def _layer_index(stage: str) -> int | None:
+    """Which decoder layer a stage is; None for another kind of stage."""
+    _, _, number = stage.partition("model.layers.")
+    return int(number) if number else None
+
+
+def _save(folder: Path, layer: int, made: Mapping[str, Rounded]) -> None:
+    """Keep a layer's linears; complete on disk before the states behind the layer are."""
+    content = {
+        name: (each.weight.values, each.weight.scale, each.bias) for name, each in made.items()
+    }
+    with (folder / f"{layer}.rounded").open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _load(folder: Path, layer: int) -> dict[str, Rounded]:
+    content = torch.load(folder / f"{layer}.rounded", weights_only=True)
+    return {
+        name: Rounded(Quantized(values, scale), bias)
+        for name, (values, scale, bias) in content.items()
+    }
 
 
 def _path(linear: Linear) -> str:

@@ -73,10 +73,7 @@ def damped(H: Tensor, damping: float = DAMPING, name: str = "weight") -> Tensor:
 def gptq(W: Tensor, H: Tensor, round_column: RoundColumn, *, damping: float = DAMPING) -> Tensor:
     """W [out, in] on the grid of `round_column`, float32, with the error spread by H [in, in]."""
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
-    wide = damped(H, damping)[order][:, order]
-    U = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(wide)), upper=True).to(
-        torch.float32
-    )
+    U = _factor_of_inverse(damped(H, damping)[order][:, order]).to(torch.float32)
     rest = W.to(torch.float32).T[order].contiguous()  # [in, out]: a column lies in one piece
     made = torch.empty_like(rest)
     for start in range(0, len(rest), BLOCK):
@@ -91,6 +88,16 @@ def gptq(W: Tensor, H: Tensor, round_column: RoundColumn, *, damping: float = DA
     result = torch.empty_like(made)
     result[order] = made
     return result.T.contiguous()
+
+
+def _factor_of_inverse(wide: Tensor) -> Tensor:
+    """U with U^T U = the inverse of a positive matrix; each matrix goes when the next is there."""
+    lower = torch.linalg.cholesky(wide)
+    del wide
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    U: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return U
 
 
 def gptq_int8(

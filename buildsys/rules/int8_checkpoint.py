@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,7 @@ RULE = Rule(
     worker="python",
     threads=2,
     float_sums=True,
+    resumable=True,
     check=check,
 )
 
@@ -222,8 +224,8 @@ def make(step: StepContext) -> None:
         layout = Int8Layout(
             frozenset(quantized), scales_of(rung), step.options["quant_bias"], correct
         )
-        with tempfile.TemporaryDirectory() as folder:
-            rounded = _rounded(step, model, tensors, layout, Path(folder)) if rung.gptq else None
+        with _states_folder(step) as folder:
+            rounded = _rounded(step, model, tensors, layout, folder) if rung.gptq else None
             write_int8(out, tensors, names, layout, rounded, step.progress)
 
     choice = _make_rung(step, model, bool(file.clipped), write)
@@ -249,9 +251,12 @@ def _rounded(
     step: StepContext, model: Model, tensors: TensorSource, layout: Int8Layout, folder: Path
 ) -> Callable[[str], Rounded | None]:
     """Linear -> its weight rounded by GPTQ; layers are made as they are asked for, in order."""
+    from buildsys.models.hessian_memory import check_limit, limit_of
     from buildsys.models.rounded import rounded_by_name
     from buildsys.rules.activation_scales import open_step_samples
 
+    limit = limit_of(model.family, step.memory)
+    check_limit(model.family, layout.quantized, limit)
     return rounded_by_name(
         model,
         tensors,
@@ -262,7 +267,19 @@ def _rounded(
         damping=step.options["damping"],
         correct_bias=layout.correct_bias,
         search_scale=step.options["weight_scale"] == "search",
+        limit=limit,
     )
+
+
+@contextmanager
+def _states_folder(step: StepContext) -> Iterator[Path]:
+    """Where GPTQ keeps its layers: over a kill, where the engine can. A search for a quality
+    makes several, each in a folder of its own."""
+    if step.kept is not None and step.options["quality"] is None:
+        yield step.kept
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _refuse_unknown_tower(family: Family, quantized: Sequence[str]) -> None:
