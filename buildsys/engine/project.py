@@ -23,7 +23,7 @@ from buildsys.engine.staleness import Machine, Survey
 from buildsys.engine.stamps import Stamps
 from buildsys.errors import UsageError
 from buildsys.gpus import gpu_count
-from buildsys.identity import distribution_versions
+from buildsys.identity import InstalledVersions
 from buildsys.share import shared_folder
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def this_machine(plan: Plan, memory: str) -> Machine:
         fingerprints = {name: each.fingerprint for name, each in found.items()}
         fields = {name: each.fields for name, each in found.items()}
     return Machine(
-        versions=lambda: distribution_versions(sys.path),
+        versions=InstalledVersions(sys.path),
         toolchains=fingerprints,
         processor=processor_class(),
         gpus=gpu_count(),
