@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 class Cone(NamedTuple):
     """project, scene: with the small plan. numbers: of the steps that are to be judged, by name,
-    in the whole plan; in its order."""
+    in the whole plan; in its order. table: the index that led to them."""
 
     project: Project
     scene: Scene
