@@ -164,12 +164,9 @@ def _sweep(store: Store, named: Collection[str], now: float) -> tuple[int, int]:
 
 
 def _tidy(store: Store, now: float) -> None:
-    """Remove what killed processes left: files half written, and those by which builds and their
-    workers had found each other."""
-    for folder in ("tmp", "workers"):
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{store.root}/{folder}") as scan:
-            for entry in scan:
-                with contextlib.suppress(FileNotFoundError):
-                    # The folders of workers are those of who lives there.
-                    if entry.is_file() and now - entry.stat().st_mtime > ABANDONED:
-                        os.unlink(entry.path)
+    """Remove what killed processes left half written."""
+    with os.scandir(f"{store.root}/tmp") as scan:
+        for entry in scan:
+            with contextlib.suppress(FileNotFoundError):
+                if now - entry.stat().st_mtime > ABANDONED:
+                    os.unlink(entry.path)

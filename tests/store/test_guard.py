@@ -78,21 +78,6 @@ def test_record_that_is_gone_when_its_turn_comes_is_a_miss(tmp_path: Path, store
     assert not store.restore(key_of("old"), action, str(tmp_path / "restored"))
 
 
-def test_gc_removes_what_the_killed_left_a_day_ago_and_nobodys_folder(
-    tmp_path: Path, store: Store
-) -> None:
-    (Path(store.root) / "workers/host-1").mkdir(parents=True)
-    left = [Path(store.root) / name for name in ("tmp/half", "workers/seen-1")]
-    for path in left:
-        path.touch()
-    now = left[0].stat().st_mtime
-    collect(store, nobody, None, None, now + 3600)
-    assert all(path.exists() for path in left)
-    collect(store, nobody, None, None, now + 90000)
-    assert not any(path.exists() for path in left)
-    assert (Path(store.root) / "workers/host-1").is_dir()
-
-
 def waits_for_lock(store: Store) -> bool:
     """Does somebody wait for the store's lock?"""
     inode = os.stat(f"{store.root}/lock").st_ino

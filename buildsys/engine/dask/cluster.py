@@ -19,10 +19,11 @@ from distributed import LocalCluster as Scheduler
 from buildsys.engine.dask.address import Address
 from buildsys.engine.dask.hush import hush
 from buildsys.engine.dask.offer import Offer
-from buildsys.engine.dask.worker import end_all, published
+from buildsys.engine.dask.worker import end_all, make_scratch, published
 from buildsys.engine.failure import tail_of
 from buildsys.engine.local import interpreter
 from buildsys.engine.schedule import Capacity
+from buildsys.engine.staging import remove_tree
 from buildsys.errors import QbuildError
 
 ANSWER = 10.0  # seconds until a scheduler or a worker is taken to be gone
@@ -35,7 +36,7 @@ class Cluster:
     """A client of a scheduler, and the offers of the workers there.
 
     Invariant: `offers` has, by Dask address, the workers of ours that were there at the last
-    `look`; `sharing`, those of them that see the same store, for they have its file `known`.
+    `look`; `sharing`, those of them that see the same store, for they have its folder `known`.
     """
 
     def __init__(self, address: Address, store: str) -> None:
@@ -44,8 +45,7 @@ class Cluster:
         self.offers: dict[str, Offer] = {}
         self.sharing: set[str] = set()
         self.local: LocalWorkers | None = None
-        self.known = f"workers/seen-{os.urandom(8).hex()}"
-        self._store = store
+        self._known = ""
         self._closed = False
         self.changed: Callable[[], None] = lambda: None
         self._looked: frozenset[str] = frozenset()
@@ -61,9 +61,7 @@ class Cluster:
                 f"no scheduler answers at {scheduler}: {error}",
                 remedy="start one with `dask scheduler`, or use --executor dask://local",
             ) from error
-        os.makedirs(f"{store}/workers", exist_ok=True)
-        with open(f"{store}/{self.known}", "w"):
-            pass
+        self._known = make_scratch(f"{store}/workers")
 
     def start_workers(
         self, capacities: Sequence[Capacity], licences: Sequence[str], toolchains: Sequence[str]
@@ -86,6 +84,12 @@ class Cluster:
                     remedy=f"start one: qbuild worker {self.name.replace('tcp:', 'dask:')}",
                 )
             time.sleep(LOOK)
+
+    @property
+    def known(self) -> str:
+        """A folder in this machine's store, which nobody has who uses another one. It goes with
+        this process, at the latest when the next comes."""
+        return f"workers/{os.path.basename(self._known)}"
 
     @property
     def alive(self) -> bool:
@@ -119,8 +123,9 @@ class Cluster:
         if self._closed:
             return
         self._closed = True
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self._store}/{self.known}")
+        if self._known:
+            with suppress(FileNotFoundError):
+                remove_tree(self._known)
         with suppress(TimeoutError, OSError):
             self.client.close(timeout=END)
         if self.local is not None:

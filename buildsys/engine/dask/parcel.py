@@ -64,7 +64,7 @@ class Parcel(NamedTuple):
     """token: names this attempt; step, rule: names;
     parts: of the action key, to be found the same by who runs it. context: the order's, with
     the paths of the machine that asks. machine: its id; url: of the exchange beside the store;
-    known: a file in the store that only those have who share it. again: run it although its
+    known: a folder in the store that only those have who share it. again: run it although its
     outputs may be known."""
 
     token: str

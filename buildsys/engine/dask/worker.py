@@ -94,7 +94,7 @@ async def run_parcel(text: str) -> str:
 
 
 def published(known: str, dask_worker: Any) -> list[Json] | None:
-    """A worker's offer, and whether it sees the same store: does it have the file `known` there?
+    """A worker's offer, and whether it sees the same store: does it have `known` there?
     None of a worker that is not ours."""
     steps: Steps | None = dask_worker.plugins.get(PLUGIN)
     if steps is None:
@@ -182,8 +182,11 @@ def make_scratch(folder: str) -> str:
                 remove_tree(f"{folder}/{name}")
             finally:
                 os.close(fd)
-    own = f"{folder}/{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
-    os.makedirs(own)
-    fd = os.open(f"{own}/lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return own
+    while True:
+        own = f"{folder}/{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
+        os.makedirs(own)
+        with suppress(FileNotFoundError):  # somebody took it for a dead one's, before it was locked
+            fd = os.open(f"{own}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.stat(f"{own}/lock")
+            return own
