@@ -4,8 +4,10 @@
 
 Ours and the peer take turns on the same weights in one process on one thread. Figures are
 millions of weights per core-second (process CPU time, median of the repetitions); the ratio is
-ours over the peer's, so more than 1 is faster. --json prints a list of
-{what, ours, peer, unit, ratio}.
+ours over the peer's, so more than 1 is faster. Rows `threads: N` are qbuild alone, N threads
+beside one: by CPU time, where 1 says that sharing costs nothing, and by the clock, where N is the
+most that there is. --json prints a
+list of {what, ours, peer, unit, ratio}.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from buildsys.quant.recover import recover
 from buildsys.quant.rotation import rotate_input, rotate_output
 
 UNIT = "Mweights per core-second"
+CLOCK_UNIT = "Mweights per second"
+SCALED = ("Q4_K", "Q6_K")
 
 
 class Comparison(NamedTuple):
@@ -43,6 +47,8 @@ class Comparison(NamedTuple):
     weights: int
     ours: Callable[[], object]
     peer: Callable[[], object]
+    clock: Callable[[], float] = time.process_time
+    unit: str = UNIT
 
 
 class Row(NamedTuple):
@@ -94,6 +100,18 @@ def rotation_comparisons(weights: int) -> Iterator[Comparison]:
         )
 
 
+def thread_comparisons(weights: int, threads: int) -> Iterator[Comparison]:
+    """`threads` threads beside one: what they cost in CPU time (1 is nothing), and by the clock,
+    which says something only on a machine without other work."""
+    x = np.random.default_rng(0).standard_normal((weights // 2048, 2048), dtype=np.float32)
+    for name in SCALED:
+        both = [partial(ggml_blocks.quantize, x, name, threads=count) for count in (threads, 1)]
+        label = f"{name}, threads: {threads}, peer one thread"
+        yield Comparison(f"{label}, CPU", x.size, both[0], both[1])
+        clock = time.perf_counter, CLOCK_UNIT
+        yield Comparison(f"{label}, clock", x.size, both[0], both[1], *clock)
+
+
 def dense_product(a: Tensor, b: Tensor) -> Tensor:
     """a b in float64, rounded to float32."""
     return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.float32)
@@ -104,12 +122,14 @@ def compare(comparison: Comparison, repeat: int) -> Row:
     seconds: tuple[list[float], list[float]] = ([], [])
     for round_ in range(repeat + 1):
         for work, measured in zip((comparison.ours, comparison.peer), seconds, strict=True):
-            start = time.process_time()
+            start = comparison.clock()
             work()
             if round_ > 0:
-                measured.append(time.process_time() - start)
+                measured.append(comparison.clock() - start)
     ours, peer = (comparison.weights / statistics.median(s) / 1e6 for s in seconds)
-    return Row(comparison.what, round(ours, 2), round(peer, 2), UNIT, round(ours / peer, 3))
+    return Row(
+        comparison.what, round(ours, 2), round(peer, 2), comparison.unit, round(ours / peer, 3)
+    )
 
 
 def main() -> None:
@@ -118,10 +138,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--weights", type=int, default=1 << 22)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", help="rows whose name begins so")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for comparison in (*block_comparisons(args.weights), *rotation_comparisons(args.weights)):
+    for comparison in (
+        *block_comparisons(args.weights),
+        *rotation_comparisons(args.weights),
+        *thread_comparisons(args.weights, args.threads),
+    ):
+        if args.only is not None and not comparison.what.startswith(args.only):
+            continue
         row = compare(comparison, args.repeat)
         rows.append(row._asdict())
         if not args.json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -118,11 +119,12 @@ def block_type(name: str) -> BlockType:
     return BLOCKS[name]
 
 
-def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes:
+def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor", threads: int = 1) -> Bytes:
     """Quantize x [..., in_features], float32, to blocks [x.size / weights, bytes] in row order.
 
-    Raises QuantError, naming `name`, where in_features does not divide into blocks or a value
-    is not finite.
+    threads: they share the chunks, which are independent; bytes do not depend on their number.
+    Raises QuantError, naming `name`, where in_features does not divide into blocks or a value is
+    not finite.
     """
     block = block_type(type_name)
     values = np.asarray(x, dtype=np.float32)
@@ -136,14 +138,27 @@ def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes
     blocks = np.empty((len(rows), block.size), dtype=np.uint8)
     kernel = _kernel(block, values.size)
     step = CHUNK // block.weights
-    for first in range(0, len(rows), step):
+
+    def make(first: int) -> None:
         part = rows[first : first + step]
         if not np.isfinite(part).all():
             raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
         # Zero divisors and overflow are part of the reference's arithmetic.
         with np.errstate(all="ignore"):
             blocks[first : first + step] = kernel(part)
+
+    _share(make, range(0, len(rows), step), threads)
     return blocks
+
+
+def _share(make: Callable[[int], None], chunks: range, threads: int) -> None:
+    """Kernels and numpy let go of the interpreter's lock while they compute."""
+    if threads == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            make(chunk)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(make, chunks))  # raises what a chunk raised
 
 
 def _kernel(block: BlockType, weights: int) -> Callable[[F32], Bytes]:

@@ -15,12 +15,12 @@ from buildsys.quant.ggml_blocks import CHUNK, Bytes
 from buildsys.quant.rounding import F32
 
 
-def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor") -> Bytes:
+def quantize(x: npt.ArrayLike, type_name: str, *, name: str = "tensor", threads: int = 1) -> Bytes:
     """x [..., in_features] float32 -> blocks [x.size / weights, bytes] in row order, mllm's bytes.
 
     Raises QuantError as `ggml_blocks.quantize` does.
     """
-    blocks = ggml_blocks.quantize(x, type_name, name=name)
+    blocks = ggml_blocks.quantize(x, type_name, name=name, threads=threads)
     if type_name == "Q8_0":
         rows = np.asarray(x, dtype=np.float32).reshape(len(blocks), -1)
         step = CHUNK // rows.shape[1]

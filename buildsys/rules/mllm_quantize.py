@@ -131,7 +131,7 @@ def make(step: StepContext) -> None:
         with _writer(step, entries) as writer:
             for done, target in enumerate(targets):
                 step.progress(done, len(targets), "tensors")
-                _write(source, target, writer, made)
+                _write(source, target, writer, made, step.threads)
     step.progress(len(targets), len(targets), "tensors")
     step.note("tensors", len(targets))
     step.note("types", dict(sorted(Counter(target.type for target in targets).items())))
@@ -239,7 +239,11 @@ def _writer(step: StepContext, entries: list[MllmEntry]) -> HeaderAndPayloads:
 
 
 def _write(
-    source: TensorSource, target: Target, writer: HeaderAndPayloads, calibrated: Calibrated
+    source: TensorSource,
+    target: Target,
+    writer: HeaderAndPayloads,
+    calibrated: Calibrated,
+    threads: int,
 ) -> None:
     """Stream one tensor through its quantizer, in runs of whole rows."""
     import torch
@@ -258,7 +262,7 @@ def _write(
             writer.write_part(target.name, torch.from_numpy(blocks.reshape(-1)))
             first += len(values)
         else:
-            blocks = quantize(values.numpy(), target.type, name=target.source)
+            blocks = quantize(values.numpy(), target.type, name=target.source, threads=threads)
             writer.write_part(target.name, torch.from_numpy(blocks.reshape(-1)))
     source.release(target.source)
 

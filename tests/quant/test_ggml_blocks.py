@@ -114,3 +114,14 @@ def test_values_that_are_not_finite_are_refused_by_name(bad):
 def test_unknown_types_are_refused_with_the_known_ones():
     with pytest.raises(QuantError, match=r"'Q9_K' is unknown here; use one of Q4_0, Q8_0"):
         quantize(np.zeros((1, 256)), "Q9_K")
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_bytes_do_not_depend_on_threads(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ggml_blocks, "CHUNK", 512)
+    x = np.random.default_rng(6).standard_normal((9, 512), dtype=np.float32)
+    one = quantize(x, type_name)
+    assert np.array_equal(quantize(x, type_name, threads=3), one)
+    x[7, 3] = np.nan
+    with pytest.raises(QuantError, match="up_proj: has values that are not finite"):
+        quantize(x, type_name, name="up_proj", threads=3)
