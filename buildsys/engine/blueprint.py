@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from buildsys.plan.graph import Json, Plan
     from buildsys.rules.spec import Rule
 
-VERSION = 4
+VERSION = 5
 BEFORE_STEPS = ',"steps":['
 # What decides how a recipe becomes a blueprint.
 MAKERS = ("", "recipe", "plan", "rules", "engine")
@@ -102,8 +102,9 @@ def write_cache(
         "recipe": os.path.abspath(plan.recipe),
         "defines": dict(defines),
         "here": os.getcwd(),
+        "home": os.path.expanduser("~"),
         "files": {os.path.abspath(file): hash_file(file) for file in files},
-        "absent": [*folders_that_would_win(plan), *recipes_that_would_win(files)],
+        "absent": [*folders_that_would_win(plan, files), *recipes_that_would_win(files)],
         "qbuild": own_stamp(),
         "packages": packages_stamp(),
         "gpus": gpu_count(),
@@ -203,6 +204,7 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
         and header["recipe"] == os.path.abspath(recipe)
         and header["defines"] == dict(defines)
         and header["here"] == os.getcwd()
+        and header["home"] == os.path.expanduser("~")  # paths in recipes may begin with it
         and header["qbuild"] == own_stamp()
         and header["packages"] == packages_stamp()
         and header.get("gpus") == gpu_count()  # what `device: auto` was taken for
@@ -218,14 +220,15 @@ def _facts(row: Json) -> RuleFacts:
     return RuleFacts(*found, resumable, tuple(memory))
 
 
-def folders_that_would_win(plan: Plan) -> list[str]:
-    """Where a folder would take the place of a model that qbuild ships or fetches."""
+def folders_that_would_win(plan: Plan, files: tuple[str, ...]) -> list[str]:
+    """Where a folder would take the place of a model that qbuild ships or fetches: beside any of
+    the recipe's files, for each may name one, or here. files: those of the recipe."""
     names = []
     for source in plan.sources.values():
         if source.kind == "model":
             path = source.paths.get("path", "")
             names.append(source.options.get("hub") or os.path.basename(path))
-    beside = (os.path.dirname(os.path.abspath(plan.recipe)), os.getcwd())
+    beside = {os.path.dirname(os.path.abspath(file)) for file in files} | {os.getcwd()}
     folders = {os.path.join(folder, name) for folder in beside for name in names if name}
     return sorted(folder for folder in folders if not os.path.isdir(folder))
 

@@ -108,3 +108,25 @@ def test_folder_that_takes_the_place_of_a_hub_model_makes_the_cache_void(recipe:
     assert cached(recipe)
     (recipe.parent / "org/name").mkdir(parents=True)
     assert not cached(recipe)
+
+
+def test_folder_beside_a_recipe_that_is_extended_takes_the_place_of_a_model(recipe: Path) -> None:
+    elsewhere = recipe.parent / "elsewhere"
+    elsewhere.mkdir()
+    text = "qbuild: 1\nsources: {model: {model: qwen2vl-tiny}}\n"
+    (elsewhere / "parent.yaml").write_text(text)
+    recipe.write_text("qbuild: 1\nname: shop\nextends: elsewhere/parent.yaml\n")
+    write(recipe)
+    assert cached(recipe)
+    (elsewhere / "qwen2vl-tiny").mkdir()
+    assert not cached(recipe)
+
+
+def test_cache_is_for_one_home(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in a recipe may begin with "~"."""
+    write(recipe)
+    assert cached(recipe)
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    assert not cached(recipe)
