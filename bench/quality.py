@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from quality_rows import ROWS, Row, slug, start
+from quality_rows import RATE, ROWS, Row, rotation, slug, start
 
-from buildsys.formats.rotation_file import save_rotation
+from buildsys.formats.rotation_file import Rotation, save_rotation
 from buildsys.models.balanced import balance_by_activations
 from buildsys.models.clipped import clipped_ranges
 from buildsys.models.int8_state import (
@@ -41,6 +42,7 @@ from buildsys.models.int8_state import (
     shadowed,
     write_int8,
 )
+from buildsys.models.learned_rotation import Learning, learn_rotation
 from buildsys.models.open import Model, open_model
 from buildsys.models.profile_layers import profile_layers
 from buildsys.models.rescaling import balance_by_weights, load_rescaling, save_rescaling
@@ -99,7 +101,7 @@ class Bench:
         family = self.model.family
         rotations = None
         if row.turned:
-            path = self.made(f"rotation-{seed}.bin", lambda out: self._rotate(out, seed))
+            path = self.made(f"rotation-{rotation(row, seed)}.bin", partial(self._turn, row, seed))
             rotations = load_rotations(path, family)
         if not row.pairs:
             return rotated_tensors(self.model, rotations)
@@ -107,12 +109,23 @@ class Bench:
         path = self.made(f"{name}.safetensors", lambda out: self._rescale(out, row, rotations))
         return rotated_tensors(self.model, rotations, rescale=load_rescaling(path))
 
-    def _rotate(self, out: Path, seed: int) -> None:
+    def _turn(self, row: Row, seed: int, out: Path) -> None:
         made = make_rotations(
             self.model.family, method="kronecker", seed=seed, vision=False,
             construction="layernorm",
         )  # fmt: skip
+        if row.learned:
+            made = self._learned(row, seed, made)
         save_rotation(out, made)
+
+    def _learned(self, row: Row, seed: int, made: Rotation) -> Rotation:
+        """Learned on the calibration text, in windows of 256 tokens."""
+        nearest = row.rounding == "nearest"
+        how = Learning(row.learned, RATE, 1, nearest, row.target, seed)
+        windows = text_samples(
+            self.model, TEXTS / "sherlock.txt", samples=2 * row.calibration, tokens=256
+        )
+        return learn_rotation(self.model, made, [windows], how).rotation
 
     def _rescale(self, out: Path, row: Row, rotations: Any) -> None:
         tensors, pairs = rotated_tensors(self.model, rotations), list(row.pairs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 class Row:
     """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
     shadow: how many layers get a shadow on the CPU; calibration: windows of 512 tokens; more:
-    so many of them for GPTQ; weights: `weight_scale`."""
+    so many of them for GPTQ; weights: `weight_scale`; learned: Cayley steps of the rotation."""
 
     turned: bool = True
     pairs: tuple[str, ...] = ()
@@ -21,14 +21,18 @@ class Row:
     calibration: int = 8
     more: int = 8
     weights: str = "absmax"
+    learned: int = 0
 
 
 BOTH = ("up-down", "v-o")
+STEPS = 16  # of learning, at the rate RATE; on windows half as long as the others
+RATE = 0.03
 PLAIN = Row(pairs=BOTH, clipping="relative", rounding="gptq")
 BEST = replace(PLAIN, weights="search")
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),
+    "learned": Row(learned=STEPS),
     "mse": Row(clipping="mse"),
     "kl": Row(clipping="kl"),
     "relative": Row(clipping="relative"),
@@ -43,6 +47,7 @@ ROWS: dict[str, Row] = {
     "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
     "all, weights' scales at the maximum": PLAIN,
     "all": BEST,
+    "all, learned": replace(BEST, learned=STEPS),
     "all, 16 windows for GPTQ": replace(BEST, more=16),
     "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
@@ -66,5 +71,11 @@ def slug(row: Row, seed: int) -> str:
 
 def start(row: Row, seed: int) -> list[str]:
     """The part of `slug` that rotation, factors and samples decide."""
-    turned = str(seed) if row.turned else "unturned"
-    return [turned, f"{row.calibration}w", *row.pairs, row.by]
+    return [rotation(row, seed), f"{row.calibration}w", *row.pairs, row.by]
+
+
+def rotation(row: Row, seed: int) -> str:
+    """What the row's rotation is called."""
+    if not row.turned:
+        return "unturned"
+    return f"{seed}-{row.learned}-steps-{row.target}" if row.learned else str(seed)

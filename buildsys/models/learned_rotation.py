@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from buildsys.models.errors import ModelError
 from buildsys.models.turned_language import FloatRun, TurnedLanguage, Turns, kl_and_gradient
@@ -72,12 +71,16 @@ def learn_rotation(
     to rounding; `start` itself where the samples lose more under what was learned.
 
     folder: keeps the state of the last step; what a killed run with the same arguments left
-    there is taken up. Raises ModelError for samples that predict nothing, QuantError where a
+    there is taken up. Raises ModelError naming a sample of one token, QuantError where a
     gradient is not finite. Memory: about six times the model's decoder layers in float32.
     """
     every = [each for part in samples for each in part]
-    if not every or any(sample.input_ids.shape[1] < 2 for sample in every):
-        raise ModelError("a rotation is learned on samples of at least two tokens")
+    for sample in every:
+        if sample.input_ids.shape[1] < 2:
+            raise ModelError(
+                f"{sample.origin}: is one token, of which nothing is predicted",
+                remedy="Learn on windows of two tokens and more; 256 are good.",
+            )
     language = TurnedLanguage(model, how.target, every, rounds=how.weights)
     descent = _Descent(start, how, folder)
     while descent.steps < how.steps:
@@ -127,7 +130,8 @@ class _Descent:
 
     def step(self, language: TurnedLanguage, batch: Sequence[FloatRun]) -> None:
         """One step down, on the mean loss of a batch."""
-        turns = _turns(self._R1.matrices[0], self._R2.matrices)
+        R1, R2 = self._R1.matrices[0], self._R2.matrices
+        turns = Turns(R1.to(torch.float32), R2.to(torch.float32))
         for leaf in (turns.R1, turns.R2):
             leaf.requires_grad_()
         language.turn(turns)
@@ -165,14 +169,10 @@ class _Descent:
         draft.replace(self._place)
 
 
-def _turns(R1: Tensor, R2: Tensor) -> Turns:
-    return Turns(R1.to(torch.float32), R2.to(torch.float32))
-
-
 @torch.no_grad()
 def _loss(language: TurnedLanguage, rotation: Rotation) -> float:
     """The mean KL of all samples."""
-    turns = _turns(rotation.R, torch.stack(rotation.R_v))
+    turns = Turns(rotation.R, torch.stack(rotation.R_v))
     language.turn(turns)
     losses = [
         kl_and_gradient(language.head, language.run(turns, run), run.final)[0]

@@ -40,9 +40,10 @@ def quantize_weight_through(W: Tensor) -> Tensor:
     return found
 
 
-def product(x: Tensor, W: Tensor) -> Tensor:
-    """x W^T [..., out] for x [..., in] and W [out, in]; the gradients by `narrow_product`."""
-    found: Tensor = _Product.apply(x, W)  # type: ignore[no-untyped-call]  # torch's
+def product(x: Tensor, W: Tensor, *, narrow: bool = False) -> Tensor:
+    """x W^T [..., out] for x [..., in] and W [out, in]; the gradients by `narrow_product`, and
+    the product itself where it is to be `narrow`."""
+    found: Tensor = _Product.apply(x, W, narrow)  # type: ignore[no-untyped-call]  # torch's
     return found
 
 
@@ -51,7 +52,7 @@ class _Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
         top = 2 ** (bits - 1) - 1
         magnitude = max(float(torch.stack(x.aminmax()).abs().max()), SMALLEST_RANGE)
-        y = (x / (magnitude / top)).round_().mul_(magnitude / top)
+        y: Tensor = (x / (magnitude / top)).round_().mul_(magnitude / top)
         ctx.magnitude = magnitude
         ctx.save_for_backward(*((x, y) if bits <= COARSE_BITS else ()))
         return y
@@ -82,13 +83,15 @@ class _Weight(torch.autograd.Function):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Tensor, narrow: bool) -> Tensor:
         ctx.save_for_backward(x, W)
+        if narrow:
+            return narrow_product(x, W.T)
         y: Tensor = functional.linear(x, W)
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, W = ctx.saved_tensors
         g = gradient.reshape(-1, gradient.shape[-1])
         of_x = of_W = None
@@ -96,7 +99,7 @@ class _Product(torch.autograd.Function):
             of_x = narrow_product(g, W).reshape(x.shape)
         if ctx.needs_input_grad[1]:
             of_W = narrow_product(g.T, x.reshape(-1, x.shape[-1]))
-        return of_x, of_W
+        return of_x, of_W, None
 
 
 def narrow_product(a: Tensor, b: Tensor) -> Tensor:

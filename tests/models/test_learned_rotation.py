@@ -216,8 +216,7 @@ def test_what_does_not_pay_is_not_taken(qwen2: Model) -> None:
         assert ("learned" in found.rotation.metadata) != kept_start
 
 
-def test_samples_that_predict_nothing_are_refused(qwen2: Model) -> None:
-    start = start_of(qwen2)
-    for samples in ((), (text(0, count=1),)):
-        with pytest.raises(ModelError, match="samples of at least two tokens"):
-            learn_rotation(qwen2, start, [TextSamples(samples)], HOW)
+def test_a_sample_that_predicts_nothing_is_refused_by_its_name(qwen2: Model) -> None:
+    samples = TextSamples((text(0), replace(text(0, count=1), origin="book.txt, window 1")))
+    with pytest.raises(ModelError, match="book.txt, window 1: is one token"):
+        learn_rotation(qwen2, start_of(qwen2), [samples], HOW)

