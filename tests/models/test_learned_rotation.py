@@ -218,5 +218,5 @@ def test_what_does_not_pay_is_not_taken(qwen2: Model) -> None:
 
 def test_a_sample_that_predicts_nothing_is_refused_by_its_name(qwen2: Model) -> None:
     samples = TextSamples((text(0), replace(text(0, count=1), origin="book.txt, window 1")))
-    with pytest.raises(ModelError, match="book.txt, window 1: is one token"):
+    with pytest.raises(ModelError, match=r"book\.txt, window 1: is one token"):
         learn_rotation(qwen2, start_of(qwen2), [samples], HOW)
