@@ -45,7 +45,8 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
         rescaled = {**samples, "rescale": make("rescale", "r.st", samples, options).out}
         scales = make("activation-scales", "s.json", rescaled, {"clipping": "relative"}).out
         both = {**rescaled, "scales": scales}
-        path: Path = make("int8-checkpoint", "g.pth", both, {"rounding": "gptq"}).out
+        rounding = {"rounding": "gptq", "weight_scale": "search"}
+        path: Path = make("int8-checkpoint", "g.pth", both, rounding).out
         return path
 
     weights = make("rotated-checkpoint", "r.safetensors", rotated).out
