@@ -12,6 +12,7 @@ from functools import partial
 from tests.faults.all_faults import FAULTS
 from tests.faults.campaign import HEAD, campaign, row
 from tests.faults.registry import Fault
+from tests.faults.world import compile_once
 
 FULL = 200
 
@@ -39,6 +40,7 @@ def main() -> int:
 
     chosen = [fault for name, fault in FAULTS.items() if not words.only or name in words.only]
     chosen.sort(key=lambda fault: -fault.rounds)
+    compile_once()
     say, progress = partial(print, flush=True), partial(print, file=sys.stderr, flush=True)
     tallies = campaign(chosen, rounds_of, words.seed, words.few, words.jobs, say, progress)
     broken = sum(tally.violations for tally in tallies)

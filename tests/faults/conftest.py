@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.campaign import one_round
 from tests.faults.registry import FAULTS
-from tests.faults.world import References, Skip
+from tests.faults.world import References, Skip, compile_once
 
 SEED = 7
 FEW = 4  # instants of a scenario that can take all
@@ -18,6 +18,7 @@ GRAPHS = 2
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    compile_once()
     return References(tmp_path_factory.mktemp("undisturbed"))
 
 
