@@ -105,11 +105,11 @@ def write_samples(work: Path, model: Path, options: Mapping[str, Any]) -> None:
             noise.convert("RGB").save(work / "images" / f"{index}.png")
 
 
-def measure(argv: list[str]) -> tuple[int, float]:
-    """(peak RssAnon in bytes, CPU seconds) of a process; raises when it fails."""
+def measure(argv: list[str], file: str = __file__) -> tuple[int, float]:
+    """(peak RssAnon in bytes, CPU seconds) of a process that runs a file; raises when it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = 0
-    with subprocess.Popen([sys.executable, __file__, *argv]) as process:
+    with subprocess.Popen([sys.executable, file, *argv]) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             peak = max(peak, anonymous(status))
