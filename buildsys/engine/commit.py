@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from buildsys.engine.digest import EXECUTABLE
 from buildsys.engine.key import Reason
 from buildsys.engine.staging import Output
+from buildsys.engine.stamps import stamp_of
 from buildsys.errors import QbuildError
 from buildsys.store.placing import flush
 
 if TYPE_CHECKING:
     from buildsys.engine.journal import Journal
-    from buildsys.engine.stamps import Stamps
+    from buildsys.engine.stamps import Stamp, Stamps
     from buildsys.plan.graph import Json
 
 GROUP_STEPS = 100
@@ -126,20 +127,20 @@ class Committer:
         self._flush(files)
         self._at("intent durable")
         parents: dict[str, None] = {}
+        placed: dict[str, Stamp] = {}
         for each in group:
             for output in each.outputs:
                 place = f"{self._root}/{output.path.rstrip('/')}"
-                replace(output.staged, place)
+                placed |= put_in_place(output, place)
                 self._at(f"renamed {output.path}")
                 parents.update(dict.fromkeys(_parents(self._root, place)))
         self._journal.append(each.record for each in group)
         self._at("done written")
         self._flush(list(parents))
         self._at("done durable")
-        for each in group:
-            for name, digest in each.digests.items():
-                if not name.endswith("/"):
-                    self._stamps.put(name, digest.removesuffix(EXECUTABLE))
+        digests = {name: digest for each in group for name, digest in each.digests.items()}
+        for name, stamp in placed.items():
+            self._stamps.put(name, digests[name].removesuffix(EXECUTABLE), stamp)
 
     def _flush(self, paths: Sequence[str]) -> None:
         """Everything under these paths, and the journal, is on the disk afterwards."""
@@ -171,6 +172,20 @@ def make_way(root: str, path: str) -> None:
                 remedy="`qbuild clean --stale` removes what the recipe no longer makes",
             )
         os.makedirs(place, exist_ok=True)
+
+
+def put_in_place(output: Output, place: str) -> dict[str, Stamp]:
+    """Rename an output; the stamps of its files, by name. They are taken at this instant: the
+    waits for the disk that follow are long enough for somebody to write to it."""
+    inside = {}
+    if output.path.endswith("/"):  # what is in a folder keeps its ctime when that is renamed
+        start = len(output.staged) + 1
+        inside = {output.path + file[start:]: stamp_of(os.lstat(file)) for file in output.files}
+    replace(output.staged, place)
+    try:
+        return inside or {output.path: stamp_of(os.lstat(place))}
+    except FileNotFoundError:  # somebody was faster: whoever looks next says that it is missing
+        return {}
 
 
 def replace(staged: str, place: str) -> None:

@@ -118,16 +118,20 @@ class Stamps:
         """What somebody else's stat call said of a file just now."""
         self._seen[name] = (stamp_of(found), found.st_mode)
 
-    def put(self, name: str, digest: str) -> None:
-        """A file that was just put in place, and whose bytes are known."""
+    def put(self, name: str, digest: str, stamp: Stamp) -> None:
+        """A file that was just put in place, and that had these bytes under this stamp. It may
+        have another by now: then it is read again."""
+        self._seen.pop(name, None)
+        self._digests[name] = (stamp, digest)
+        if is_placed_late(stamp):
+            self._known[name] = [*stamp, digest]
+            self._unsaved += OPENED + stamp[SIZE]
+
+    def is_as_put(self, name: str, digest: str) -> bool:
+        """Has a file the stamp still under which it was last known to have these bytes?"""
         self._seen.pop(name, None)
         seen = self._look(name, follow=False)
-        if seen is None:
-            return
-        self._digests[name] = (seen[0], digest)
-        if is_placed_late(seen[0]):
-            self._known[name] = [*seen[0], digest]
-            self._unsaved += OPENED + seen[0][SIZE]
+        return seen is not None and self._digests.get(name) == (seen[0], digest)
 
     def expire(self) -> None:
         """From now on ask the system again: files may have changed since they were looked at."""

@@ -24,6 +24,7 @@ import buildsys
 from buildsys.engine.digest import EXECUTABLE
 from buildsys.engine.executor import Ended
 from buildsys.engine.staging import Output, UnfitOutput, collect
+from buildsys.engine.stamps import stamp_of
 from buildsys.store.actions import Action, BadRecord, Entry
 from buildsys.store.background import Background
 from buildsys.store.local import Put, Store
@@ -236,10 +237,13 @@ class StepCache:
         self.tell()
 
     def _link_in(self, finished: Finished) -> Iterator[tuple[Entry, str]]:
-        """The files of a step's outputs and where they are, large ones linked."""
+        """The files of a step's outputs and where they are, large ones linked: nobody reads
+        them, so none is that was written since it was put in place."""
         for entry, place in files_of(finished, self._folder):
-            if self._store.link_in(place, entry):
-                self._stamps.put(entry.path, entry.digest)  # a link changes what stat says
+            sound = self._stamps.is_as_put(entry.path, entry.digest)
+            if sound and self._store.link_in(place, entry):
+                stamp = stamp_of(os.lstat(place))  # a link changes what stat says
+                self._stamps.put(entry.path, entry.digest, stamp)
             yield entry, place
 
     def _action(self, finished: Finished, files: tuple[Entry, ...]) -> Action:

@@ -9,7 +9,7 @@ import blake3
 import pytest
 
 from buildsys.engine.digest import UnfitContent, folder_digest, source_entries
-from buildsys.engine.stamps import Stamps, is_placed_late
+from buildsys.engine.stamps import Stamps, is_placed_late, stamp_of
 from buildsys.errors import Location
 from buildsys.identity import BLOCK, hash_file
 from buildsys.plan.graph import Source
@@ -112,7 +112,7 @@ def test_output_that_is_edited_as_soon_as_it_is_in_place_is_read_again(tmp_path:
     hour_ago = (tmp_path / "f").stat().st_mtime_ns - 3600 * SECOND
     os.utime(tmp_path / "f", ns=(hour_ago, hour_ago))
     first = stamps_at(tmp_path, after=0)
-    first.put("f", "digest")
+    first.put("f", "digest", stamp_of((tmp_path / "f").stat()))
     first.save()
     assert stamps_at(tmp_path, after=10).file("f", follow=False) == "digest"
     (tmp_path / "f").write_text("another")

@@ -92,6 +92,21 @@ def test_second_build_folder_gets_everything_and_runs_nothing(shop: Shop) -> Non
     assert [line for line in built.said if "(from the store)" in line] != []
 
 
+def test_output_that_is_overwritten_while_it_is_committed_does_not_reach_the_store(
+    shop: Shop,
+) -> None:
+    """A large one is not read again to be stored."""
+
+    def at(point: str) -> None:
+        if point == "done written":
+            (shop.build_root / "a").write_bytes(b"X" * (len("one\n") + LARGE))
+
+    shop.build("a", at=at)
+    elsewhere(shop)
+    shop.build("a")
+    assert shop.read("a") == "one\n" + "A" * LARGE
+
+
 def test_removed_and_edited_outputs_are_restored(shop: Shop) -> None:
     shop.build()
     before = tree(shop.build_root)
