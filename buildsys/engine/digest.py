@@ -216,10 +216,26 @@ def _model_files(stamps: Stamps, path: str, parts: Sequence[str]) -> Iterator[st
 
 
 def artifact_files(stamps: Stamps, name: str) -> Iterator[str]:
-    """The names of all files of an artifact."""
+    """The names of all files of an artifact; none where it is a folder that is not there."""
     if name[-1] != "/":
         yield name
         return
-    for relative, found in walk(stamps.path(name[:-1]), follow=False):
+    for relative, found in _inside(stamps, name):
         if stat.S_ISREG(found.st_mode):
             yield name + relative
+
+
+def artifact_folders(stamps: Stamps, name: str) -> Iterator[str]:
+    """The names of an artifact that is a folder, and of the folders in it.
+
+    Raises UnfitContent.
+    """
+    yield name
+    for relative, found in _inside(stamps, name):
+        if stat.S_ISDIR(found.st_mode):
+            yield name + relative
+
+
+def _inside(stamps: Stamps, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    place = stamps.path(name[:-1])
+    return walk(place, follow=False) if os.path.isdir(place) else iter(())

@@ -99,6 +99,27 @@ def test_link_that_leads_elsewhere_for_a_while(chain: Shop) -> None:
     assert_refused_once(chain, "a", str(source))
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_link_above_a_source_that_leads_elsewhere_for_a_while(chain: Shop, chained: bool) -> None:
+    """As "current", which leads to a release; chained: by way of another link."""
+    for name in ("old", "new"):
+        (chain.root / name).mkdir()
+        (chain.root / name / "src.txt").write_text(name)
+    first, link = chain.root / "first", chain.root / "current"
+    link.symlink_to("old")
+    first.symlink_to("current")
+    way = first if chained else link
+    chain.sources["src"] = chain.sources["src"]._replace(paths={"path": f"{way}/src.txt"})
+
+    def change() -> None:
+        for target in ("new", "old"):
+            (chain.root / "next").symlink_to(target)
+            (chain.root / "next").replace(link)
+
+    chain.actions["a"] = in_between(lambda: until_it_shows(link, change))
+    assert_refused_once(chain, "a", str(link))
+
+
 def test_file_that_is_in_a_source_folder_for_a_while(shop: Shop) -> None:
     folder = shop.source("pictures", kind="folder")
     folder.mkdir()
@@ -116,6 +137,46 @@ def test_file_that_is_in_a_source_folder_for_a_while(shop: Shop) -> None:
 def test_artifact_that_is_edited_and_put_back_while_another_step_reads_it(chain: Shop) -> None:
     chain.actions["b"] = in_between(there_and_back(chain.build_root / "a"))
     assert_refused_once(chain, "b", "a")
+
+
+def read_folder(shop: Shop) -> Path:
+    """f/ -> b, and f/ is there; its place."""
+
+    def make(order: Order) -> None:
+        deep = Path(order.context["outputs"]["out"]) / "deep"
+        deep.mkdir(parents=True)
+        (deep / "x").write_text("x")
+
+    shop.source("src", "one\n")
+    shop.step("f/", "src")
+    shop.step("b", "f/")
+    shop.actions["f/"] = make
+    shop.build("f/")
+    return shop.build_root / "f"
+
+
+def test_file_that_is_in_an_artifacts_folder_for_a_while(shop: Shop) -> None:
+    deep = read_folder(shop) / "deep"
+
+    def change() -> None:
+        (deep / "y").write_text("else")
+        (deep / "y").unlink()
+
+    shop.actions["b"] = in_between(lambda: until_it_shows(deep, change))
+    assert_refused_once(shop, "b", "f/deep")
+
+
+def test_artifacts_folder_that_is_another_for_a_while(shop: Shop) -> None:
+    folder = read_folder(shop)
+
+    def change() -> None:
+        folder.rename(shop.root / "aside")
+        folder.mkdir()
+        folder.rmdir()
+        (shop.root / "aside").rename(folder)
+
+    shop.actions["b"] = in_between(lambda: until_it_shows(folder, change))
+    assert_refused_once(shop, "b", "f/")
 
 
 def test_artifact_of_an_earlier_build_is_watched_as_well(chain: Shop) -> None:
