@@ -75,6 +75,9 @@ def command(step: StepContext) -> Command:
         **step.environment,
         **declared,
     }
+    for name in environment:
+        if not name or "=" in name or "\0" in name:
+            raise StepError(f"{step.name}: no environment variable can be called {name!r}")
     for text in (*argv, *environment.values()):
         if "\0" in text:
             raise StepError(f"{step.name}: no argument of a program can hold a NUL character")

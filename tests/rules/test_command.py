@@ -79,6 +79,12 @@ def test_a_placeholder_without_meaning_is_an_error(step: Callable[..., Any], tex
         rendered(step, ["echo", text + " "])
 
 
+@pytest.mark.parametrize("name", ["A=B", "", "A\0B"])
+def test_a_variable_that_no_environment_can_hold_is_named(step: Callable[..., Any], name: str):
+    with pytest.raises(StepError, match=r"no environment variable can be called"):
+        rendered(step, ["true"], env={name: "x"})
+
+
 def planned(argv: list[str], toolchain: str | None = None) -> Step:
     return Step(
         name="made.txt",

@@ -22,6 +22,7 @@ from buildsys.engine.local.wire import encode, write_order
 
 UNCONFINED = "unconfined: this kernel has no Landlock, so the program may write anywhere"
 CANNOT_RUN = 127
+SIGNALS = signal.valid_signals()
 STANDARD_ERROR = 2  # the last of the three descriptors that every process has
 
 
@@ -41,13 +42,24 @@ def spawn_program(order: Order) -> int:
     def start() -> int:
         if landlock.abi():
             landlock.confine((order.staging, *order.writable))
-        output = [(os.POSIX_SPAWN_DUP2, log, each) for each in (1, 2)]
-        return os.posix_spawn(program, order.argv, environment, file_actions=output, setsid=True)
+        return os.posix_spawn(
+            program,
+            order.argv,
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, log, each) for each in (1, 2)],
+            setsid=True,
+            # What this process ignores or blocks, the program would too: Python ignores SIGXFSZ,
+            # and a shell has what it runs in the background ignore SIGQUIT.
+            setsigdef=SIGNALS,
+            setsigmask=(),
+        )
 
     try:
         return in_own_thread(start)
     except OSError as error:
         raise OSError(f"cannot run '{order.argv[0]}': {error.strerror}") from error
+    except (ValueError, RuntimeError) as error:  # what no system call takes; no thread to be had
+        raise OSError(f"cannot run '{order.argv[0]}': {error}") from error
     finally:
         os.close(log)
 

@@ -84,6 +84,37 @@ def test_a_program_that_cannot_be_run_is_named(
     assert end.traceback == ""
 
 
+def test_what_no_system_call_takes_fails_the_step_alone(workshop: Workshop) -> None:
+    orders = [
+        workshop.order("name", ("true",), environment={"A=B": "x"}),
+        workshop.order("value", ("true",), environment={"A": "x\0y"}),
+        workshop.order("argument", ("true", "\ud800")),
+        workshop.order("sound", ("true",)),
+    ]
+    ends = {end.id: end for end in workshop.run(*orders)}
+    words = {name: end.error for name, end in ends.items()}
+    assert words["name"] == "cannot run 'true': illegal environment variable name"
+    assert words["value"] == "cannot run 'true': embedded null byte"
+    assert words["argument"].startswith("cannot run 'true': 'utf-8' codec can't encode")
+    assert words["sound"] == ""
+
+
+def test_no_signal_is_ignored_or_blocked_whatever_the_caller_does(workshop: Workshop) -> None:
+    numbers = (signal.SIGQUIT, signal.SIGUSR1)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        workshop.run(workshop.order("a", ("grep", "^Sig[IB]", "/proc/self/status")))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    told = dict(line.split(":\t") for line in workshop.log("a").read_text().splitlines())
+    assert int(told["SigBlk"], 16) == 0
+    # The C library keeps two for itself.
+    assert int(told["SigIgn"], 16) & sum(1 << each - 1 for each in signal.valid_signals()) == 0
+
+
 def test_a_killed_step_is_reported_at_once_with_its_signal(workshop: Workshop) -> None:
     workshop.executor.submit(workshop.order("a", ("sh", "-c", "echo ready; exec sleep 1000")))
     workshop.wait_for_text("a", "ready")
