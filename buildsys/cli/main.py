@@ -71,9 +71,20 @@ def command() -> int:
     """The whole process. Most runs find nothing to do and leave no garbage worth a search; a
     build turns the collector on again."""
     gc.disable()
+    open_standard_streams()
     code = main()
     gc.freeze()  # nor is there any sense in one last search at the end
     return code
+
+
+def open_standard_streams() -> None:
+    """Where the caller has closed one (`>&-`), it is /dev/null: else the next file that is opened
+    had its number, and what is printed would be written to that."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's own
+            os.set_inheritable(opened, True)
+            setattr(sys, name, open(opened, mode))  # noqa: SIM115 (for as long as the process)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

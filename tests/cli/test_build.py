@@ -41,6 +41,17 @@ def test_all_builds_and_the_second_time_there_is_nothing_to_do(
     assert (second.returncode, second.stdout, second.stderr) == (0, UP_TO_DATE, "")
 
 
+def test_build_whose_standard_streams_are_closed(project: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m buildsys all tiny.yaml <&- >&- 2>&-', sys.executable],
+        cwd=project,
+        env=environment(project),
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert artifacts(project / "build/tiny")["sub/c"] == "one\nhello\n"
+
+
 def test_null_build_imports_nothing_heavy(qbuild: Qbuild, project: Path) -> None:
     assert qbuild("all", "tiny.yaml").returncode == 0
     code = (
