@@ -106,6 +106,7 @@ def write_cache(
         "files": {os.path.abspath(file): hash_file(file) for file in files},
         "absent": [*folders_that_would_win(plan, files), *recipes_that_would_win(files)],
         "qbuild": own_stamp(),
+        "plugins": {place: stamp_below(place) for place in plugin_places(blueprint)},
         "packages": packages_stamp(),
         "gpus": gpu_count(),
     }
@@ -207,6 +208,7 @@ def _holds(header: Json, recipe: str, defines: Mapping[str, str]) -> bool:
         and header["home"] == os.path.expanduser("~")  # paths in recipes may begin with it
         and header["qbuild"] == own_stamp()
         and header["packages"] == packages_stamp()
+        and all(stamp_below(place) == stamp for place, stamp in header["plugins"].items())
         and header.get("gpus") == gpu_count()  # what `device: auto` was taken for
         and all(os.path.isfile(f) and hash_file(f) == d for f, d in header["files"].items())
         and not any(os.path.lexists(place) for place in header["absent"])
@@ -251,6 +253,36 @@ def own_stamp() -> str:
         for line in _stamps_of(f"{PACKAGE}/{room}" if room else PACKAGE, deep=bool(room)):
             hasher.update(line.encode(errors="surrogateescape"))
     return hasher.hexdigest()
+
+
+def plugin_places(blueprint: Blueprint) -> list[str]:
+    """The folders of the packages, and the files of the single modules, that rules of other
+    distributions are from: one that is installed editable changes under its version."""
+    places = set()
+    for facts in blueprint.rules.values():
+        top, _, rest = facts.module.partition(".")
+        file = getattr(sys.modules.get(facts.module), "__file__", None)
+        if top != buildsys.__name__ and file is not None:
+            steps = rest.count(".") + 1 if rest else 0
+            steps += os.path.basename(file) == "__init__.py"
+            place = os.path.abspath(file)
+            for _ in range(steps):
+                place = os.path.dirname(place)
+            places.add(place)
+    return sorted(places)
+
+
+def stamp_below(place: str) -> str:
+    """A stamp of a Python file, or of all that are in a folder."""
+    try:
+        if os.path.isdir(place):
+            lines = list(_stamps_of(place, deep=True))
+        else:
+            found = os.stat(place)
+            lines = [f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"]
+    except OSError:
+        return ""
+    return blake3("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _stamps_of(folder: str, *, deep: bool) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from buildsys.engine import blueprint
 from buildsys.engine.blueprint import find_cache, load, read_cache, write_cache
+from buildsys.rules import rule_modules
 from tests.cli.conftest import RECIPE
 
 
@@ -130,3 +131,34 @@ def test_cache_is_for_one_home(
     assert cached(recipe)
     monkeypatch.setenv("HOME", str(tmp_path / "another"))
     assert not cached(recipe)
+
+
+@pytest.mark.parametrize("module", ["say_thing", "say_package.rules.say"])
+def test_rule_of_a_plugin_that_is_edited_makes_the_cache_void(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """Installed editable, it changes under the same version."""
+    place = tmp_path / "site" / f"{module.replace('.', '/')}.py"
+    place.parent.mkdir(parents=True)
+    place.write_text(
+        "from buildsys.rules.spec import Rule\n"
+        'RULE = Rule(name="say", doc="", options={"word": {"type": "string", "default": "one"}})\n'
+        "def make(step): pass\n"
+    )
+    info = tmp_path / "site/thing-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(f"[qbuild.rules]\nsay = {module}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    rule_modules.cache_clear()
+    try:
+        recipe.write_text("qbuild: 1\nname: p\nartifacts:\n  o.txt: {rule: say}\n")
+        assert write(recipe).plan.steps["o.txt"].options == {"word": "one"}
+        assert cached(recipe)
+        (place.parent / "notes.txt").write_text("this is no module")
+        assert cached(recipe)
+        place.write_text(place.read_text().replace('"one"', '"two"'))
+        assert not cached(recipe)
+    finally:
+        rule_modules.cache_clear()
+        for name in [name for name in sys.modules if name.startswith("say_")]:
+            del sys.modules[name]
