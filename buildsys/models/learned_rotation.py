@@ -72,7 +72,7 @@ def learn_rotation(
 
     folder: keeps the state of the last step; what a killed run with the same arguments left
     there is taken up. Raises ModelError naming a sample of one token, QuantError where a
-    gradient is not finite. Memory: about six times the model's decoder layers in float32.
+    gradient is not finite. Memory: up to six times the model in float32 (of SmolLM2 measured).
     """
     every = [each for part in samples for each in part]
     for sample in every:

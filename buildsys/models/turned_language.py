@@ -160,7 +160,7 @@ class _Recomputed(nn.Module):
 class TurnedLanguage:
     """The language model of a checkpoint as a function of its rotation.
 
-    Memory: the whole model in float32, and while a step's gradient is taken four times its
+    Memory: the whole model in float32, and while a gradient is taken three times its
     decoder layers more.
     """
 
