@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from buildsys.models.samples import Samples
     from buildsys.plan.graph import Plan, Step
 
-# Measured on SmolLM2: docs/quality.md.
+# Not tuned: docs/quality.md tells what one schedule does to SmolLM2.
 RATE, BATCH = 0.02, 1
 
 
