@@ -175,7 +175,9 @@ class Remote:
             if worth:
                 packed.append(entry.digest)
             name = blob_name(entry.digest, worth)
-            if entry.digest in self._refused or not there.exists(name):
+            # Behind a record that was wrong nobody has looked at the blobs.
+            wrong = entry.digest in self._refused or key in self._refused
+            if wrong or not there.exists(name):
                 self._upload(blob, name, worth)
         with self._scratch() as temporary:
             with open(temporary, "xb") as file:

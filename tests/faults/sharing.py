@@ -70,7 +70,8 @@ def with_cache(world: World) -> Path:
 
 
 def files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Those that hold something: a lock has no bit to flip."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
 def second_checkout(world: World, *, own_store: bool) -> None:
