@@ -277,12 +277,16 @@ def _with_outlier(scales: Path, name: str) -> str:
     return name
 
 
+def _text(folder: Path) -> Input:
+    path = folder / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    return Input("text", "text", {"path": path}, "d", {"samples": 4, "tokens": 64})
+
+
 def test_gptq_changes_whole_numbers_and_no_scale(
     make: Any, qwen2_folder: Path, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    samples = Input("text", "text", {"path": text}, "d", {"samples": 4, "tokens": 64})
+    samples = _text(tmp_path)
     model = {"model": qwen2_folder}
     scales = make("activation-scales", "scales.json", {**model, "samples": [samples]}).out
     inputs = {**model, "scales": scales}
@@ -304,9 +308,7 @@ def test_gptq_changes_whole_numbers_and_no_scale(
 def test_a_searched_scale_is_at_most_the_largest_weights(
     make: Any, qwen2_folder: Path, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    samples = Input("text", "text", {"path": text}, "d", {"samples": 4, "tokens": 64})
+    samples = _text(tmp_path)
     model = {"model": qwen2_folder}
     scales = make("activation-scales", "scales.json", {**model, "samples": [samples]}).out
     inputs = {**model, "scales": scales, "samples": [samples]}

