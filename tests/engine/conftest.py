@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.answering_shop import Workshop
 from tests.engine.shop import Shop, forget_modules
 
 
@@ -26,3 +27,11 @@ def chain(shop: Shop) -> Shop:
     shop.step("c", "b", options={"text": "C"})
     shop.step("d", "src", options={"text": "D"})
     return shop
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield Workshop(tmp_path)
+    forget_modules()
