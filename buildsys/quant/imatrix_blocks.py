@@ -16,6 +16,7 @@ import numpy.typing as npt
 from buildsys.quant import q2_k, q3_k, q4_k, q5_k, q6_k
 from buildsys.quant.errors import QuantError
 from buildsys.quant.ggml_blocks import BLOCKS, CHUNK, Bytes
+from buildsys.quant.level_steps import step_levels
 from buildsys.quant.min_max_search import final_levels, search
 from buildsys.quant.q6_k import ZERO
 from buildsys.quant.rounding import F32, fp16_bytes, fp16_values, nearest_int, sum_in_order
@@ -27,7 +28,6 @@ _GRIDS = {
     "Q4_K": replace(q4_k.GRID, first=-0.9, steps=36, step=0.05),
     "Q5_K": replace(q5_k.GRID, first=-0.9, steps=36, step=0.05),
 }
-_PASSES = 5
 _HALF = {"Q4_0": 8, "Q3_K": 4, "Q6_K": 32}
 
 
@@ -108,21 +108,7 @@ def positive_multiples(values: F32, weights: F32, top: int) -> tuple[F32, Bytes]
         better = error < best
         inverse, best = np.where(better, tried, inverse), np.where(better, error, best)
     levels = np.minimum(nearest_int(inverse * x), top).astype(np.float32)
-    sum_xl, sum_l2 = sum_in_order(w * x * levels), sum_in_order(w * levels * levels)
-    for _ in range(_PASSES):
-        changed = False
-        for weight, value, level in zip(w, x, levels, strict=True):
-            xl = sum_xl - weight * value * level
-            l2 = sum_l2 - weight * level * level
-            new = np.minimum(nearest_int(value * l2 / xl), top).astype(np.float32)
-            tried_xl, tried_l2 = xl + weight * value * new, l2 + weight * new * new
-            better = (xl > 0) & (l2 > 0) & (new != level)
-            better &= tried_xl * tried_xl * sum_l2 > sum_xl * sum_xl * tried_l2
-            level[better] = new[better]
-            sum_xl, sum_l2 = np.where(better, tried_xl, sum_xl), np.where(better, tried_l2, sum_l2)
-            changed |= bool(better.any())
-        if not changed:
-            break
+    sum_xl, sum_l2 = step_levels(x, w, levels, lambda q: np.minimum(q, top), alone=False)
     dead = largest < ZERO
     levels[:, dead] = 0
     factor: F32 = np.where(dead | ~(sum_l2 > 0), np.float32(0), sum_xl / sum_l2)

@@ -1,7 +1,7 @@
 """Q3_K: 256 weights in 16 sub-blocks of 16, each with a 6-bit scale; levels -4 .. 3.
 
-A sub-block's levels are improved one after the other, as long as the least-squares fit gets
-better. Bytes as ggml's scalar reference without FMA contraction gives them.
+A sub-block's levels are improved one after the other (`level_steps`). Bytes as ggml's scalar
+reference without FMA contraction gives them.
 Source: ggml `quantize_row_q3_K_ref`, `make_q3_quants`, `dequantize_row_q3_K`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from buildsys.quant.level_steps import step_levels
 from buildsys.quant.q2_k import pack_pairs, unpack_pairs
 from buildsys.quant.q6_k import ZERO
 from buildsys.quant.rounding import F32, I32, fp16_bytes, fp16_values, nearest_int
@@ -18,7 +19,6 @@ Bytes = npt.NDArray[np.uint8]
 
 BLOCK_BYTES = 110
 _HALF_RANGE = 4
-PASSES = 5
 _BITS = np.arange(8, dtype=np.uint8)[:, None]
 
 
@@ -43,24 +43,7 @@ def _search(x: F32) -> tuple[F32, I32]:
     peak = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
     weight = x * x
     levels = _clipped(nearest_int((np.float32(-_HALF_RANGE) / peak) * x)).astype(np.float32)
-    sum_xl = sum_l2 = np.zeros_like(peak)
-    for w, value, level in zip(weight, x, levels, strict=True):
-        sum_xl = sum_xl + w * value * level
-        sum_l2 = sum_l2 + w * level * level
-    for _ in range(PASSES):
-        changed = False
-        for w, value, level in zip(weight, x, levels, strict=True):
-            xl = sum_xl - w * value * level
-            l2 = sum_l2 - w * level * level
-            new = _clipped(nearest_int(value * l2 / xl)).astype(np.float32)
-            tried_xl, tried_l2 = xl + w * value * new, l2 + w * new * new
-            better = (xl > 0) & (new != level) & (tried_l2 > 0)
-            better &= tried_xl * tried_xl * sum_l2 > sum_xl * sum_xl * tried_l2
-            level[better] = new[better]
-            sum_xl, sum_l2 = np.where(better, tried_xl, sum_xl), np.where(better, tried_l2, sum_l2)
-            changed |= bool(better.any())
-        if not changed:
-            break
+    sum_xl, sum_l2 = step_levels(x, weight, levels, _clipped, alone=True)
     scale: F32 = np.where(sum_l2 > 0, sum_xl / sum_l2, np.float32(0))
     empty = np.abs(peak) < ZERO
     scale[empty] = 0

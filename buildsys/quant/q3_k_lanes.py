@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from buildsys.quant import q3_k
+from buildsys.quant import level_steps, q3_k
 from buildsys.quant.compiled import compiled
 from buildsys.quant.q6_k import ZERO
 from buildsys.quant.rounding import F32, I32, ROUND_LIMIT
@@ -30,7 +30,7 @@ _SCRATCH = (64 + 15) * _LANES
 
 _MAGIC, _LIMIT = np.float32(12582912.0), ROUND_LIMIT
 _ZERO, _BOTTOM, _TOP = np.float32(0), np.float32(-4), np.float32(3)
-_EMPTY, _PASSES = ZERO, q3_k.PASSES
+_EMPTY, _PASSES = ZERO, level_steps.PASSES
 
 
 def quantize_q3_k(x: F32) -> Bytes:
