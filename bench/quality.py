@@ -63,8 +63,8 @@ EVERY_KIND = ("o", "gate", "up", "down")
 
 
 PARTS = (
-    "weights", "o input", "o output", "gate input", "up input", "gate output", "up output",
-    "down input", "down output",
+    "weights", "activations", "o input", "o output", "gate input", "up input", "gate output",
+    "up output", "down input", "down output",
 )  # fmt: skip
 
 
@@ -201,8 +201,8 @@ class Bench:
         return module
 
     def part(self, row: Row, seed: int, part: str) -> Any:
-        """The module with the row's weights alone ("weights"), or float weights and one kind of
-        linear between its quantizers ("gate", "down input")."""
+        """The module with the row's weights alone ("weights"), with all quantizers between float
+        weights ("activations"), or with those of one place alone ("gate output")."""
         if part == "weights":
             variant = open_variant(self.int8(row, seed), self.model.family)
             return load_module(self.model, variant.tensors)
@@ -210,7 +210,7 @@ class Bench:
         module, tensors = self.static(row, seed), self.tensors(row, seed)
         for name, child in list(module.named_modules()):
             if isinstance(child, StaticLinear):
-                own = self.model.family.linears[name].kind == kind
+                own = part == "activations" or self.model.family.linears[name].kind == kind
                 chosen = OneSite(child, own and side != "output", own and side != "input")
                 chosen.weight = torch.nn.Parameter(tensors.read(f"{name}.weight").clone())
                 parent, _, attribute = name.rpartition(".")

@@ -49,6 +49,7 @@ ROWS: dict[str, Row] = {
     "all": BEST,
     "all, learned": replace(BEST, learned=STEPS),
     "all, 16 windows for GPTQ": replace(BEST, more=16),
+    "all, 32 windows for GPTQ": replace(BEST, more=32),
     "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
     "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
