@@ -76,7 +76,9 @@ def start(row: Row, seed: int) -> list[str]:
 
 
 def rotation(row: Row, seed: int) -> str:
-    """What the row's rotation is called."""
+    """What the row's rotation is called; it is learned for the rounding that follows."""
     if not row.turned:
         return "unturned"
-    return f"{seed}-{row.learned}-steps-{row.target}" if row.learned else str(seed)
+    if not row.learned:
+        return str(seed)
+    return f"{seed}-{row.learned}-steps-{row.rounding}-{row.target}"
