@@ -120,8 +120,7 @@ class Bench:
 
     def _learned(self, row: Row, seed: int, made: Rotation) -> Rotation:
         """Learned on the calibration text, in windows of 256 tokens."""
-        nearest = row.rounding == "nearest"
-        how = Learning(row.learned, RATE, 1, nearest, row.target, seed)
+        how = Learning(row.learned, RATE, 1, row.learn_weights, row.target, seed)
         windows = text_samples(
             self.model, TEXTS / "sherlock.txt", samples=2 * row.calibration, tokens=256
         )

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 class Row:
     """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
     shadow: how many layers get a shadow on the CPU; calibration: windows of 512 tokens; more:
-    so many of them for GPTQ; weights: `weight_scale`; learned: Cayley steps of the rotation."""
+    so many of them for GPTQ; weights: `weight_scale`; learned: Cayley steps of the rotation, with
+    weights rounded to the nearest where `learn_weights`."""
 
     turned: bool = True
     pairs: tuple[str, ...] = ()
@@ -22,13 +23,14 @@ class Row:
     more: int = 8
     weights: str = "absmax"
     learned: int = 0
+    learn_weights: bool = True
 
 
 BOTH = ("up-down", "v-o")
 STEPS = 16  # of learning, at the rate RATE; on windows half as long as the others
 RATE = 0.03
-PLAIN = Row(pairs=BOTH, clipping="relative", rounding="gptq")
-BEST = replace(PLAIN, weights="search")
+FEW = Row(pairs=BOTH, clipping="relative", rounding="gptq", weights="search")
+BEST = replace(FEW, more=32)
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),
@@ -45,11 +47,11 @@ ROWS: dict[str, Row] = {
     "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
     "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
     "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
-    "all, weights' scales at the maximum": PLAIN,
+    "all, 8 windows, scales at the maximum": replace(FEW, weights="absmax"),
+    "all, 8 windows for GPTQ": FEW,
+    "all, 16 windows for GPTQ": replace(FEW, more=16),
     "all": BEST,
-    "all, learned": replace(BEST, learned=STEPS),
-    "all, 16 windows for GPTQ": replace(BEST, more=16),
-    "all, 32 windows for GPTQ": replace(BEST, more=32),
+    "all, learned": replace(BEST, learned=STEPS, learn_weights=False),
     "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
     "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
@@ -76,9 +78,10 @@ def start(row: Row, seed: int) -> list[str]:
 
 
 def rotation(row: Row, seed: int) -> str:
-    """What the row's rotation is called; it is learned for the rounding that follows."""
+    """What the row's rotation is called."""
     if not row.turned:
         return "unturned"
     if not row.learned:
         return str(seed)
-    return f"{seed}-{row.learned}-steps-{row.rounding}-{row.target}"
+    weights = "" if row.learn_weights else "-activations"
+    return f"{seed}-{row.learned}-steps{weights}-{row.target}"
