@@ -47,12 +47,13 @@ from buildsys.models.open import Model, open_model
 from buildsys.models.profile_layers import profile_layers
 from buildsys.models.rescaling import balance_by_weights, load_rescaling, save_rescaling
 from buildsys.models.rotated import rotated_tensors
-from buildsys.models.rotations import load_rotations, make_rotations
+from buildsys.models.rotations import fit_rotations, load_rotations, make_rotations
 from buildsys.models.rounded import rounded_by_name
 from buildsys.models.runtime import load_module
 from buildsys.models.samples import TextSamples, text_samples
 from buildsys.models.scales import read_scales, write_scales
 from buildsys.models.scoring import score_text
+from buildsys.models.seed_choice import choose_seed, int8_loss
 from buildsys.models.simulate import StaticLinear, simulate
 from buildsys.models.variant import open_variant
 from buildsys.quant.metrics import perplexity, perplexity_difference
@@ -110,13 +111,31 @@ class Bench:
         return rotated_tensors(self.model, rotations, rescale=load_rescaling(path))
 
     def _turn(self, row: Row, seed: int, out: Path) -> None:
-        made = make_rotations(
-            self.model.family, method="kronecker", seed=seed, vision=False,
-            construction="layernorm",
-        )  # fmt: skip
+        if row.seeds > 1:
+            seed = self._best(row, seed)
+        made = self._drawn(seed)
         if row.learned:
             made = self._learned(row, seed, made)
         save_rotation(out, made)
+
+    def _drawn(self, seed: int) -> Rotation:
+        return make_rotations(
+            self.model.family, method="kronecker", seed=seed, vision=False,
+            construction="layernorm",
+        )  # fmt: skip
+
+    def _best(self, row: Row, first: int) -> int:
+        """The seed under which plain int8 loses least on the calibration text."""
+        family, samples = self.model.family, [self.calibration(row.calibration)]
+        seed, losses = choose_seed(
+            range(first, first + row.seeds),
+            lambda each: int8_loss(
+                self.model, fit_rotations(self._drawn(each), family), samples, row.target
+            ),
+        )
+        told = ", ".join(f"{each}: {loss:.4f}" for each, loss in losses.items())
+        print(f"loss of each rotation: {told}; taken: {seed}", file=sys.stderr)
+        return seed
 
     def _learned(self, row: Row, seed: int, made: Rotation) -> Rotation:
         """Learned on the calibration text, in windows of 256 tokens."""

@@ -10,7 +10,7 @@ class Row:
     """One set of options. pairs: what is rescaled; by: how; clipping: one method for all;
     shadow: how many layers get a shadow on the CPU; calibration: windows of 512 tokens; more:
     so many of them for GPTQ; weights: `weight_scale`; learned: Cayley steps of the rotation, with
-    weights rounded to the nearest where `learn_weights`."""
+    weights rounded to the nearest where `learn_weights`; seeds: the best of so many rotations."""
 
     turned: bool = True
     pairs: tuple[str, ...] = ()
@@ -24,6 +24,7 @@ class Row:
     weights: str = "absmax"
     learned: int = 0
     learn_weights: bool = True
+    seeds: int = 1
 
 
 BOTH = ("up-down", "v-o")
@@ -34,6 +35,7 @@ BEST = replace(FEW, more=32)
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),
+    "best of 4 rotations": Row(seeds=4),
     "learned": Row(learned=STEPS),
     "mse": Row(clipping="mse"),
     "kl": Row(clipping="kl"),
@@ -51,6 +53,7 @@ ROWS: dict[str, Row] = {
     "all, 8 windows for GPTQ": FEW,
     "all, 16 windows for GPTQ": replace(FEW, more=16),
     "all": BEST,
+    "all, best of 4 rotations": replace(BEST, seeds=4),
     "all, learned": replace(BEST, learned=STEPS, learn_weights=False),
     "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
@@ -81,6 +84,8 @@ def rotation(row: Row, seed: int) -> str:
     """What the row's rotation is called."""
     if not row.turned:
         return "unturned"
+    if row.seeds > 1:
+        return f"{seed}-best-of-{row.seeds}"
     if not row.learned:
         return str(seed)
     weights = "" if row.learn_weights else "-activations"
