@@ -19,6 +19,7 @@ from buildsys.quant.rounding import F32, fp16_values
 GPTQ_TYPES = ("Q4_0", "Q4_K")
 _SUB_BLOCK = 32
 _TOP = 15
+_ROWS = 256  # whose levels are found together
 
 
 def gptq_blocks(W: Tensor, H: Tensor, type_name: str, *, name: str = "tensor") -> Bytes:
@@ -41,8 +42,12 @@ def gptq_blocks(W: Tensor, H: Tensor, type_name: str, *, name: str = "tensor") -
         return levels(column, at) * scale[:, at] - minimum[:, at]
 
     made = gptq(W, H, round_column)
-    spread = [part.repeat_interleave(_SUB_BLOCK, dim=1) for part in (scale, minimum, inverse)]
-    chosen = torch.round((made + spread[1]) * spread[2]).clamp_(0, _TOP).to(torch.uint8)
+    chosen = torch.empty(made.shape, dtype=torch.uint8)
+    for start in range(0, len(W), _ROWS):
+        rows = slice(start, start + _ROWS)
+        own = made[rows].view(-1, scale.shape[1], _SUB_BLOCK)
+        found = torch.round((own + minimum[rows, :, None]) * inverse[rows, :, None])
+        chosen[rows] = found.clamp_(0, _TOP).to(torch.uint8).view(own.shape[0], -1)
     return _with_levels(blocks, chosen.numpy().reshape(-1, _SUB_BLOCK), type_name)
 
 

@@ -50,11 +50,6 @@ class Hessian:
         """The mean input [in], float32."""
         return (self._sum / max(self._rows, 1)).to(torch.float32)
 
-    @property
-    def mean_square(self) -> Tensor:
-        """The mean of x^2 [in], float32: llama.cpp's importance matrix."""
-        return self.H.diagonal() / max(self._rows, 1)
-
 
 def damped(H: Tensor, damping: float = DAMPING, name: str = "weight") -> Tensor:
     """H in float64 with `damping` times its mean diagonal added; a dead input gets 1 instead.

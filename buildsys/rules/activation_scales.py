@@ -132,7 +132,7 @@ def make(step: StepContext) -> None:
     tensors = rotated_tensors(model, rotations, rescale=rescale)
     samples = open_step_samples(step, model)
     graphs = _graphs(model, rotations, rescale) if step.options["points"] == "graph" else None
-    with _states_folder(step) as folder:
+    with states_folder(step) as folder:
         statistics = profile_layers(
             model,
             tensors,
@@ -205,8 +205,8 @@ def _graphs(
 
 
 @contextmanager
-def _states_folder(step: StepContext) -> Iterator[Path]:
-    """Where hidden states are kept: over a kill, where the engine can."""
+def states_folder(step: StepContext) -> Iterator[Path]:
+    """Where hidden states and what is made of them lie: over a kill, where the engine can."""
     if step.kept is not None:
         yield step.kept
         return

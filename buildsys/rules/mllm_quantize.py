@@ -7,10 +7,8 @@ float32 checkpoint in between.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildsys.errors import StepError
@@ -106,28 +104,32 @@ RULE = Rule(
             "default": None,
             "description": "How linears of the language model are rounded, in the same format. "
             "gptq (Q4_0, Q4_K): levels make up for each other's errors on `samples`. imatrix "
-            "(all but Q8_0): scales by the importance of each column, with ggml's bytes.",
+            "(all but Q8_0): scales by the importance of each column, with ggml's bytes. gptq "
+            "stays below the step's `memory`, or refuses before it starts.",
         },
         "version": {"enum": [1, 2], "default": 1, "description": "Version of the .mllm file."},
     },
     distributions=("torch", "numpy", "transformers", "tokenizers", "pillow"),
     worker="python",
     float_sums=True,
+    resumable=True,
     check=check,
 )
 
 
 def make(step: StepContext) -> None:
     """Quantize tensor by tensor. Raises QuantError or FormatError naming the tensor."""
+    from buildsys.rules.activation_scales import states_folder
+
     source = _open(step)
     _check_floats(source)
     targets = _targets(step, source)
     _tell_fallbacks(step, targets)
     _check_version(step, targets)
     entries = [_entry(source, target) for target in targets]
-    with tempfile.TemporaryDirectory() as folder:
+    with states_folder(step) as folder:
         chosen = step.options["calibration"]
-        made = calibrate(step, source, targets, Path(folder)) if chosen else Calibrated()
+        made = calibrate(step, source, targets, folder) if chosen else Calibrated()
         with _writer(step, entries) as writer:
             for done, target in enumerate(targets):
                 step.progress(done, len(targets), "tensors")

@@ -22,7 +22,7 @@ from buildsys.models.variant import open_variant
 from buildsys.plan.graph import Plan, Ref, Step
 from buildsys.quant import kleidiai
 from buildsys.quant.errors import QuantError
-from buildsys.quant.gptq import layer_loss
+from buildsys.quant.gptq import Hessian, layer_loss
 from buildsys.quant.mllm_blocks import quantize
 from buildsys.rules.mllm_quantize import check
 from buildsys.rules.spec import Input
@@ -314,7 +314,7 @@ def test_calibrated_blocks_keep_the_format_and_bring_the_layers_nearer(
     opened = open_model(folder)
     windows = open_samples(opened, "text", {"path": tmp_path / "text.txt"}, options)
     (tmp_path / "states").mkdir()
-    layers = inputs_by_layer(opened, opened.tensors, [windows], tmp_path / "states")
+    layers = inputs_by_layer(opened, opened.tensors, [windows], tmp_path / "states", Hessian)
     plain_tensors, made_tensors = (
         open_variant(file, opened.family).tensors for file in (plain.out, made.out)
     )
