@@ -60,7 +60,8 @@ def _refuse(linear: Linear, limit: int | None) -> None:
             f"GPTQ needs {-(-needed // MIB)} MiB for its {linear.shape[1]} inputs (36 n^2 bytes), "
             f"and {max(limit, 0) // MIB} MiB are left for it",
             tensor=f"{linear.name}.weight",
-            remedy="Reserve more with `resources: {memory: ...}`, or leave GPTQ out.",
+            remedy=f"Reserve {-(-(needed - limit) // MIB)} MiB more with `resources: "
+            "{memory: ...}`, or leave GPTQ out.",
         )
 
 
@@ -78,8 +79,9 @@ def limit_of(family: Family, memory: int | None) -> int | None:
 
 
 def check_limit(family: Family, names: Iterable[str], limit: int | None) -> None:
-    """ModelError for a limit below what any of these linears of the language model needs."""
-    for name in names:
-        linear = family.linears[name]
-        if linear.tower == "language" and linear.layer is not None:
-            _refuse(linear, limit)
+    """ModelError for a limit below what any of these linears of the language model needs; it
+    names the one that needs most."""
+    linears = [family.linears[name] for name in names]
+    own = [each for each in linears if each.tower == "language" and each.layer is not None]
+    for linear in sorted(own, key=lambda each: -each.shape[1]):
+        _refuse(linear, limit)
