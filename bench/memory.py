@@ -1,12 +1,15 @@
 """Peak memory and CPU time of the rules at a checkpoint's full size, each in a process of its own.
 
     python bench/synth.py /tmp/vl2b && nice -n 19 python bench/memory.py /tmp/vl2b [--json]
-        [--rules rotation,rotated-checkpoint,...] [--samples 4] [--tokens 512] [--image 448]
+        [--rules rotation,rotated-checkpoint,... | --gptq] [--samples 4] [--tokens 512]
+        [--image 448] [--work FOLDER]
 
 The rules run in the order of a recipe on one thread, and each reads what those before it made;
-what is made lies in a temporary folder and is removed. RssAnon (anonymous memory, which the
-system cannot take back from a mapped file) is read every 5 ms from /proc; the figure is its peak
-less what a process has after `import torch`. RSS is the kernel's own peak, with mapped files.
+what is made lies in a temporary folder, each for as long as a later rule reads it. --gptq: weights
+by GPTQ, with no limit and with the least that a step may reserve (`reserved`). RssAnon
+(`anonymous`: memory that the system cannot take back from a mapped file) is read every 5 ms from
+/proc, its peak is told; `beyond_torch` is that less what a process has after `import torch`. RSS is
+the kernel's own peak, with mapped files.
 """
 
 from __future__ import annotations
@@ -15,31 +18,56 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MIB = 1 << 20
 INTERVAL = 0.005  # seconds between two looks at a process's memory
 PROFILED = "activation-scales"
-# Rule -> its output, its inputs (from earlier rules by their output) and its options.
-STEPS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
-    "rotation": ("rotation.bin", ("model",), {"method": "auto"}),
-    "rotated-checkpoint": ("rotated.safetensors", ("model", "rotation"), {"dtype": "bfloat16"}),
-    PROFILED: ("scales.json", ("model", "rotation", "samples"), {}),
-    "int8-checkpoint": ("int8.pth", ("model", "rotation", "scales"), {}),
-    "mllm-file": ("int8.mllm", ("checkpoint",), {"version": 1}),
-    "mllm-quantize": ("q4_k.mllm", ("model", "rotation"), {"type": "Q4_K", "fallback": "Q8_0"}),
+
+
+class Row(NamedTuple):
+    """A rule, its output, its inputs (from earlier rules by their output) and its options.
+    limited: it reserves the least memory that GPTQ accepts."""
+
+    rule: str
+    output: str
+    inputs: tuple[str, ...]
+    options: Mapping[str, Any]
+    limited: bool = False
+
+
+INT8, INT8_GPTQ = ("model", "rotation", "scales"), {"rounding": "gptq"}
+Q4_K = {"type": "Q4_K", "fallback": "Q8_0"}
+Q4_K_GPTQ = {**Q4_K, "calibration": "gptq"}
+CALIBRATED = ("model", "rotation", "samples")
+STEPS: Mapping[str, Row] = {
+    "rotation": Row("rotation", "rotation.bin", ("model",), {"method": "auto"}),
+    "rotated-checkpoint": Row(
+        "rotated-checkpoint", "rotated.safetensors", ("model", "rotation"), {"dtype": "bfloat16"}
+    ),
+    PROFILED: Row(PROFILED, "scales.json", CALIBRATED, {}),
+    "int8-checkpoint": Row("int8-checkpoint", "int8.pth", INT8, {}),
+    "mllm-file": Row("mllm-file", "int8.mllm", ("checkpoint",), {"version": 1}),
+    "mllm-quantize": Row("mllm-quantize", "q4_k.mllm", ("model", "rotation"), Q4_K),
+    "int8-gptq": Row("int8-checkpoint", "gptq.pth", (*INT8, "samples"), INT8_GPTQ),
+    "int8-gptq-limited": Row("int8-checkpoint", "less.pth", (*INT8, "samples"), INT8_GPTQ, True),
+    "q4_k-gptq": Row("mllm-quantize", "gptq.mllm", CALIBRATED, Q4_K_GPTQ),
+    "q4_k-gptq-limited": Row("mllm-quantize", "less.mllm", CALIBRATED, Q4_K_GPTQ, True),
 }
+GPTQ = tuple(name for name in STEPS if "gptq" in name)
+PLAIN = tuple(name for name in STEPS if name not in GPTQ)
 MADE_BY = {"rotation": "rotation.bin", "scales": "scales.json", "checkpoint": "int8.pth"}
 
 
-def run_rule(rule: str, model: Path, work: Path, options: Mapping[str, Any]) -> None:
-    """In the measured process: the rule, as the engine calls it."""
+def run_rule(name: str, model: Path, work: Path, options: Mapping[str, Any]) -> None:
+    """In the measured process: the rule of a row, as the engine calls it."""
     import importlib
     import logging
 
@@ -49,17 +77,17 @@ def run_rule(rule: str, model: Path, work: Path, options: Mapping[str, Any]) -> 
     from buildsys.rules.spec import StepContext
 
     torch.set_num_threads(1)
-    spec = find_rule(rule)
-    output, names, given = STEPS[rule]
+    row = STEPS[name]
+    spec = find_rule(row.rule)
     defaults = {name: each["default"] for name, each in spec.options.items() if "default" in each}
-    outputs = {"out": work / output}
+    outputs = {"out": work / row.output}
     outputs |= {name: work / str(each.default) for name, each in spec.outputs.items()}
-    kept = work / "kept"
-    kept.mkdir(exist_ok=True)
+    kept = work / "kept" / name
+    kept.mkdir(parents=True)
     context = StepContext(
-        name=output,
-        inputs={name: inputs_of(name, model, work, options) for name in names},
-        options={**defaults, **given},
+        name=row.output,
+        inputs={each: inputs_of(each, model, work, options) for each in row.inputs},
+        options={**defaults, **row.options},
         outputs=outputs,
         threads=1,
         device="cpu",
@@ -70,8 +98,21 @@ def run_rule(rule: str, model: Path, work: Path, options: Mapping[str, Any]) -> 
         warn=lambda text: None,
         log=logging.getLogger("bench"),
         kept=kept if spec.resumable else None,
+        memory=least_memory(model) if row.limited else None,
     )
-    importlib.import_module(rule_modules()[rule]).make(context)
+    importlib.import_module(rule_modules()[row.rule]).make(context)
+    shutil.rmtree(kept)
+
+
+def least_memory(model: Path) -> int:
+    """Bytes that a step by GPTQ must reserve for this model."""
+    from buildsys.models.hessian_memory import hessian_bytes, limit_of
+    from buildsys.models.linear_inputs import linears_of_layers
+    from buildsys.models.open import open_model
+
+    family = open_model(model).family
+    widest = max(linear.shape[1] for linear in linears_of_layers(family))
+    return hessian_bytes([widest]) - (limit_of(family, 0) or 0)
 
 
 def inputs_of(name: str, model: Path, work: Path, options: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -129,26 +170,37 @@ def anonymous(status: Path) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def rows(model: Path, rules: list[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def rows(model: Path, names: Sequence[str], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One line of the table per rule."""
     base, _ = measure(["--import-torch"])
     with tempfile.TemporaryDirectory(dir=options["work"]) as folder:
         work = Path(folder)
         write_samples(work, model, options)
-        for rule in rules:
-            told = json.dumps({name: options[name] for name in ("samples", "tokens")})
+        told = json.dumps({name: options[name] for name in ("samples", "tokens")})
+        for number, name in enumerate(names):
             start = time.monotonic()
-            peak, cpu = measure(["--one", rule, str(model), str(work), told])
-            yield {
-                "what": rule,
+            peak, cpu = measure(["--one", name, str(model), str(work), told])
+            row = {
+                "what": name,
                 "beyond_torch_mib": round((peak - base) / MIB),
+                "anonymous_mib": round(peak / MIB),
                 "rss_mib": json.loads((work / "rss.json").read_text(encoding="utf-8")),
                 "cpu_s": round(cpu, 1),
                 "wall_s": round(time.monotonic() - start, 1),
-                "output_mib": round((work / STEPS[rule][0]).stat().st_size / MIB),
+                "output_mib": round((work / STEPS[name].output).stat().st_size / MIB),
             }
-            if rule == "rotated-checkpoint":  # nothing reads it here, and it is the largest
-                (work / STEPS[rule][0]).unlink()
+            if STEPS[name].limited:
+                row["reserved_mib"] = round(least_memory(model) / MIB)
+            yield row
+            remove_unread(work, names[: number + 1], names[number + 1 :])
+
+
+def remove_unread(work: Path, done: Sequence[str], later: Sequence[str]) -> None:
+    """Remove what was made and no later rule reads."""
+    read = {MADE_BY.get(each) for name in later for each in STEPS[name].inputs}
+    for name in done:
+        if STEPS[name].output not in read:
+            (work / STEPS[name].output).unlink(missing_ok=True)
 
 
 def measured(arguments: list[str]) -> None:
@@ -168,14 +220,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rules", default=",".join(STEPS))
+    parser.add_argument("--rules", default=",".join(PLAIN))
+    parser.add_argument("--gptq", action="store_true", help="GPTQ, and what it needs")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--image", type=int, default=448)
     parser.add_argument("--work", help="where to put the intermediate files")
     args = parser.parse_args()
+    names = ["rotation", PROFILED, *GPTQ] if args.gptq else args.rules.split(",")
     found = []
-    for row in rows(args.model, args.rules.split(","), vars(args)):
+    for row in rows(args.model, names, vars(args)):
         found.append(row)
         if not args.json:
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
