@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,11 +82,19 @@ class Observers:
             for name in self.order
         }
 
+    @cached_property
+    def _many(self) -> int:
+        """Values that the whole model's linears read and write in this run."""
+        linears = [linear for linear in self.family.linears.values() if linear.observed]
+        return sum(self._vectors(linear) * sum(linear.shape) for linear in linears)
+
+    def _vectors(self, linear: Linear) -> int:
+        return self.sizes.patches if linear.tower == "vision" else self.sizes.tokens
+
     def _of(self, observers: dict[str, Observer], linear: Linear, features: int) -> Observer:
         if linear.name not in observers:
-            seen = linear.tower == "vision"
-            vectors = self.sizes.patches if seen else self.sizes.tokens
-            observers[linear.name] = Observer(self.mode, expected=vectors * features)
+            expected = self._vectors(linear) * features
+            observers[linear.name] = Observer(self.mode, expected=expected, many=self._many)
         return observers[linear.name]
 
 
