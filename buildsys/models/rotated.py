@@ -62,7 +62,8 @@ class RotatedTensors:
     """A TensorSource over a transformed model; see `rotated_tensors`.
 
     Rows of tensors whose output side does not change are computed in parts. Any other tensor is
-    computed whole and held until it is released: that one tensor is all the state.
+    computed whole and held until it is released: that one tensor is all the state. Where both
+    sides change, one lies whole in between, in `work`.
     """
 
     def __init__(self, transform: Transform, dtype: torch.dtype) -> None:
@@ -103,8 +104,8 @@ class RotatedTensors:
             start, stop, _ = slice(start, stop).indices(self._shapes[name][0])
             width = self._shapes[name][1]
             out = _room_for((max(0, stop - start), width), self._dtype)
-            for first, last in _parts(len(out), width):
-                out[first:last] = self._weight_rows(owner, start + first, start + last)
+            for part in _parts(len(out), width):
+                out[part] = self._weight_rows(owner, start + part.start, start + part.stop)
             return out
         return self.read(name)[start:stop]
 
@@ -141,16 +142,21 @@ class RotatedTensors:
         assert isinstance(owner, Linear)  # an embedding is always computed in rows
         W = change.source.read(self._source_name(name)).reshape(flat.shape)
         if owner.reads_heads:
-            W = change.output_side(owner, W)
-            for start, stop in _parts(len(flat), flat.shape[1]):
-                part = change.input_side(owner, W[start:stop])
-                flat[start:stop] = change.rescale(owner, part, slice(start, stop), slice(None))
+            wide = _room_for(flat.shape, change.work)
+            for columns in _parts(flat.shape[1], len(flat)):
+                wide[:, columns] = change.output_side(owner, W[:, columns])
+            for rows in _parts(*flat.shape):
+                part = change.input_side(owner, wide[rows])
+                flat[rows] = change.rescale(owner, part, rows, slice(None))
             return out
         if change.changes_input(owner):
-            W = change.input_side(owner, W)
-        for start, stop in _parts(flat.shape[1], len(flat)):
-            part = change.output_side(owner, W[:, start:stop])
-            flat[:, start:stop] = change.rescale(owner, part, slice(None), slice(start, stop))
+            wide = _room_for(flat.shape, change.work)
+            for rows in _parts(*flat.shape):
+                wide[rows] = change.input_side(owner, W[rows])
+            W = wide
+        for columns in _parts(flat.shape[1], len(flat)):
+            part = change.output_side(owner, W[:, columns])
+            flat[:, columns] = change.rescale(owner, part, slice(None), columns)
         return out
 
     def _weight_rows(self, owner: Embedding | Linear | Norm, start: int, stop: int) -> Tensor:
@@ -188,8 +194,8 @@ def _owners(family: Family) -> Iterator[tuple[str, Embedding | Linear | Norm]]:
             yield f"{module.name}.bias", module
 
 
-def _parts(count: int, width: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) over `count` vectors of `width` numbers, about PART numbers at a time."""
+def _parts(count: int, width: int) -> Iterator[slice]:
+    """Runs of `count` vectors of `width` numbers, about PART numbers at a time."""
     step = max(1, PART // max(1, width))
     for start in range(0, count, step):
-        yield start, min(start + step, count)
+        yield slice(start, min(start + step, count))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from buildsys.formats.tensors import TensorSource
 from buildsys.models import rotated
 from buildsys.models.errors import ModelError
+from buildsys.models.family import Linear
 from buildsys.models.open import Model, open_model
 from buildsys.models.rescaling import balance_by_weights
 from buildsys.models.rotated import rotated_tensors
 from buildsys.models.rotations import Rotations, fit_rotations, load_rotations, make_rotations
 from buildsys.models.runtime import load_module, logits
 from buildsys.models.samples import Sample
+from buildsys.models.transform import Transform
 from tests import tiny_models
 
 # Of the largest logit. transformers' RMSNorm computes in float32 whatever the model's type.
@@ -205,6 +210,29 @@ def test_a_tensor_over_a_file_has_the_same_values(
     monkeypatch.setattr(rotated, "LARGEST_IN_MEMORY", 0)
     found = dict(_tensors(rotated_tensors(model, rotations)))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_no_side_of_a_weight_is_turned_whole(
+    qwen2vl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that both sides of change: its float64 copies would be larger than all else."""
+    model = open_model(qwen2vl_folder)
+    rotations = _made(model)
+    monkeypatch.setattr(rotated, "PART", 1 << 10)
+    sizes: list[int] = []
+    for side in (Transform.input_side, Transform.output_side):
+
+        def watched(self: Transform, linear: Linear, W: Tensor, side: Any = side) -> Tensor:
+            sizes.append(W.numel())
+            return side(self, linear, W)
+
+        monkeypatch.setattr(Transform, side.__name__, watched)
+    tensors = rotated_tensors(model, rotations)
+    for name in tensors.names():
+        tensors.read(name)
+    longest = max(max(shape[0], math.prod(shape[1:])) for shape in model.family.shapes.values())
+    assert sizes
+    assert max(sizes) <= max(rotated.PART, longest)
 
 
 def test_sixteen_bit_shards_give_the_tensors_of_one_file(
