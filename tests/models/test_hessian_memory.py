@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 
 from buildsys.models import rounded as module_under_test
 from buildsys.models.errors import ModelError
-from buildsys.models.hessian_memory import batches, check_limit, hessian_bytes, limit_of
+from buildsys.models.hessian_memory import SOLVING, batches, check_limit, hessian_bytes, limit_of
 from buildsys.models.layerwise import LayerwiseModel
 from buildsys.models.open import Model, open_model
 from buildsys.models.rotated import rotated_tensors
@@ -87,12 +89,38 @@ def test_linears_that_read_one_tensor_stay_together(runs: Runs) -> None:
 
 def test_a_limit_that_no_pass_can_hold_is_an_error_before_the_work(runs: Runs) -> None:
     family, n = runs.model.family, largest(runs.model)
-    check_limit(family, runs.ranges, 36 * n * n)
-    with pytest.raises(ModelError, match=rf"(?s)GPTQ needs 1 MiB for its {n} inputs.*resources"):
-        check_limit(family, runs.ranges, 36 * n * n - 1)
+    check_limit(family, runs.ranges, 24 * n * n)
+    with pytest.raises(
+        ModelError, match=rf"(?s)GPTQ needs 1 MiB for its {n} inputs.*Reserve 1 MiB"
+    ):
+        check_limit(family, runs.ranges, 24 * n * n - 1)
     check_limit(family, runs.ranges, limit_of(family, None))
     with pytest.raises(ModelError, match="and 0 MiB are left for it"):
         check_limit(family, runs.ranges, limit_of(family, 100 << 20))
+
+
+SOLVE = """
+import torch
+from buildsys.quant.gptq import gptq_int8
+torch.set_num_threads(1)
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def solve(n):
+    H = torch.eye(n) + torch.ones(n, n)
+    before = peak()
+    gptq_int8(torch.ones(16, n), H, torch.tensor(0.1))
+    return (peak() - before) / (n * n)
+solve(256)
+print(solve(2048))
+"""
+
+
+def test_to_solve_a_hessian_takes_no_more_than_is_reckoned() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", SOLVE], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    assert 8 < float(told) <= SOLVING
 
 
 def test_a_killed_run_goes_on_behind_the_last_finished_layer(
