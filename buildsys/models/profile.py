@@ -182,7 +182,8 @@ def _reporter(observers: Observers, linear: Linear) -> Callable[[Any, Any, Any],
     def report(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         observers.see_input(linear, inputs[0])
         if observers.no_bias and module.bias is not None:
-            output = output.to(torch.float32) - module.bias
+            output = output if output.dtype is torch.float32 else output.to(torch.float32)
+            output = output - module.bias
         observers.see_output(linear, output)
 
     return report

@@ -1,8 +1,8 @@
 """One pass over a tensor's values for their statistics: sums, and the values above a floor.
 
 The sums have a defined order, so that the compiled pass (`sweep_lanes`) gives the same bits:
-blocks of 32 rows of 256 lanes; down a lane in float32, row by row; of blocks in float64, one
-after the other. The last block is filled with zeros. 32 additions in float32 lose less than
+blocks of 16 rows of 512 lanes; down a lane in float32, row by row; of blocks in float64, one
+after the other. The last block is filled with zeros. 16 additions in float32 lose less than
 1e-6 of a lane's magnitude.
 """
 
@@ -18,8 +18,8 @@ from buildsys.quant.rounding import F32
 
 F64 = npt.NDArray[np.float64]
 
-LANES = 256
-ROWS = 32
+LANES = 512
+ROWS = 16
 BLOCK = ROWS * LANES
 # Values that are looked at together: with their squares they stay in the cache between the calls.
 _CHUNK = 16 * BLOCK

@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from buildsys.quant.compiled import compiled
 from buildsys.quant.rounding import F32
-from buildsys.quant.sweep import BLOCK, F64, LANES
+from buildsys.quant.sweep import F64
 
 I64 = npt.NDArray[np.int64]
 
+# As in `sweep`, and said again: the compiler's cache looks for changes in this file alone.
+LANES = 512
+BLOCK = 16 * LANES
 # Values above the floor that a call returns: one block more may all be, so two blocks.
 _ROOM = 2 * BLOCK
 # One scratch array: the compiler then sees that parts of it do not overlap, and vectorises.
@@ -28,13 +31,13 @@ _ZERO, _INFINITE = np.float32(0), np.float32(np.inf)
 def sweep(values: F32, start: int, floor: float, both: bool, sums: F64) -> tuple[int, F32]:
     """As `sweep.sweep`, of contiguous values; to the end, unless much is above the floor."""
     found = np.empty(_ROOM + 1, dtype=np.float32)
-    stop, count = _sweep(values, start, np.float32(floor), both, sums, found, LANES)
+    stop, count = _sweep(values, start, floor, both, sums, found, LANES)
     return stop, found[:count].copy()
 
 
 @compiled
 def _sweep(
-    values: F32, start: int, floor: np.float32, both: bool, sums: F64, found: F32, lanes: int
+    values: F32, start: int, floor: float, both: bool, sums: F64, found: F32, lanes: int
 ) -> tuple[int, int]:
     """Where to go on, and how many were found.
 
@@ -43,7 +46,7 @@ def _sweep(
     """
     S = np.empty(_SCRATCH, dtype=np.float32)
     hit = np.empty(LANES + 1, dtype=np.int64)
-    sign = np.float32(-1 if both else 1)
+    least = np.float32(floor)
     count = 0
     for first in range(start, len(values), BLOCK):
         if count > _ROOM - BLOCK:
@@ -58,12 +61,12 @@ def _sweep(
         for lane in range(lanes):
             sums[0, lane] += S[_SUM + lane]
             sums[1, lane] += S[_SQUARES + lane]
-        reaching = _reaching(S, floor, both, hit)
+        reaching = _reaching(S, least, both, hit)
         for place in range(reaching):
             for i in range(hit[place], present, LANES):
-                value = max(block[i], sign * block[i])
+                value = abs(block[i]) if both else block[i]
                 found[count] = value
-                count += value > floor
+                count += value > least
     return len(values), count
 
 
