@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from buildsys.models.open import Model
     from buildsys.quant.ggml_blocks import Bytes
     from buildsys.quant.gptq import Hessian
-    from buildsys.quant.importance import MeanSquare
     from buildsys.quant.tensor_types import Target
     from buildsys.rules.spec import StepContext
 
@@ -145,7 +144,6 @@ def _weigh(
     from buildsys.quant.importance import MeanSquare
     from buildsys.rules.activation_scales import open_step_samples
 
-    layer: Mapping[str, MeanSquare]
     for layer in inputs_by_layer(
         model,
         source,
