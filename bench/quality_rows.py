@@ -28,10 +28,11 @@ class Row:
 
 
 BOTH = ("up-down", "v-o")
+ALL = (*BOTH, "gate-up")
 STEPS = 16  # of learning, at the rate RATE; on windows half as long as the others
 RATE = 0.03
 FEW = Row(pairs=BOTH, clipping="relative", rounding="gptq", weights="search")
-BEST = replace(FEW, more=32)
+BEST = replace(FEW, pairs=ALL, more=32)
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),

@@ -19,6 +19,7 @@ from buildsys.models.layer_walk import walk_layers
 from buildsys.models.rescaling import Layer, PairKind, balance_by_weights, layers_of
 from buildsys.models.site_rows import Sites, sites_of
 from buildsys.quant.balance import Quantizer, balanced_factors
+from buildsys.quant.gate_rows import shrink_gate
 from buildsys.quant.profiles import Profile, profile
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def balance_by_activations(
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, factors) with the least noise under the profile `target`, layer by layer.
 
-    q and k, whose activations have 16 bits everywhere, are balanced by their weights.
+    q and k, whose activations have 16 bits everywhere, are balanced by their weights. Rows of gate
+    that reach too far are divided before up and down are balanced, if that is among the pairs.
     """
     layers, contract = layers_of(model.family), profile(target)
     weights = dict(balance_by_weights(model.family, tensors, [p for p in pairs if p == "q-k"],
@@ -52,39 +54,60 @@ def balance_by_activations(
     for done, (layer, visit) in enumerate(zip(layers, visits, strict=True)):
         progress(done, len(layers), "layers")
         sites = sites_of(visit)
+        mlp = _Mlp(sites, layer, contract, "gate-up" in pairs)
         for pair in pairs:
-            name = layer.name_of(pair)
-            if pair == "q-k":
-                yield name, weights[name]
-                continue
-            made = _up_down(sites, layer, contract) if pair == "up-down" else _v_o(sites, layer)
-            yield name, balanced_factors(made, powers_of_two=powers_of_two)
+            names = layer.names_of(pair)
+            if pair == "gate-up":
+                yield names[0], mlp.divided.double()
+                yield names[1], 1.0 / mlp.multiplied.double()
+            elif pair == "q-k":
+                yield names[0], weights[names[0]]
+            else:
+                made = mlp.up_down() if pair == "up-down" else _v_o(sites, layer)
+                yield names[0], balanced_factors(made, powers_of_two=powers_of_two)
     progress(len(layers), len(layers), "layers")
 
 
-@torch.inference_mode()
-def _up_down(sites: Sites, layer: Layer, contract: Profile) -> list[Quantizer]:
-    """What stands between up's weights and down's: up's output, and down's input at 8 bits."""
-    gate, up = functional.silu(sites.output("gate")), sites.output("up")
-    hidden, columns = gate * up, sites.columns("down")
-    by, x = sites.by_mlp[:, None], sites.input("up")
-    through_gate = columns * (by * gate.square()).mean(0)
-    energy = float(x.square().sum(-1).mean())
-    up_weight, down_weight = sites.weight("up"), sites.weight("down")
-    made = [
-        Quantizer(up.abs().amax(0), through_gate, divided=True),
-        Quantizer(up_weight.abs().amax(1), through_gate, divided=True, weight=WEIGHTS * energy),
-        Quantizer(
-            down_weight.abs().amax(0),
-            len(down_weight) * (by * hidden.square()).mean(0),
-            divided=False,
-            weight=WEIGHTS,
-        ),
-    ]
-    if contract.width(layer.linears["down"].name) == 8:
-        arrives = columns * float(by.mean())
-        made.append(Quantizer(hidden.abs().amax(0), arrives, divided=True))
-    return made
+class _Mlp:
+    """The MLP of one layer, with rows of gate and up as `gate-up` leaves them."""
+
+    def __init__(self, sites: Sites, layer: Layer, contract: Profile, shrink: bool) -> None:
+        self._sites = sites
+        self._wide_down = contract.width(layer.linears["down"].name) != 8
+        gate, up = sites.output("gate"), sites.output("up")
+        self.divided = self.multiplied = torch.ones(up.shape[1])
+        if shrink and contract.width(layer.linears["gate"].name) == 8:
+            peak = float(gate.abs().max())
+            found = shrink_gate(
+                gate, up, 8, peak, sites.by_mlp, sites.columns("down"), most=sites.most_by_mlp
+            )
+            self.divided, self.multiplied = found.divided, found.multiplied
+        self._gate, self._up = gate / self.divided, up * self.multiplied
+
+    @torch.inference_mode()
+    def up_down(self) -> list[Quantizer]:
+        """What stands between up's weights and down's: up's output, and down's input at 8 bits."""
+        sites, gate, up = self._sites, functional.silu(self._gate), self._up
+        hidden, columns = gate * up, sites.columns("down")
+        by, x = sites.by_mlp[:, None], sites.input("up")
+        through_gate = columns * (by * gate.square()).mean(0)
+        energy = float(x.square().sum(-1).mean())
+        up_weight = sites.weight("up") * self.multiplied[:, None]
+        down_weight = sites.weight("down")
+        made = [
+            Quantizer(up.abs().amax(0), through_gate, divided=True),
+            Quantizer(up_weight.abs().amax(1), through_gate, divided=True, weight=WEIGHTS * energy),
+            Quantizer(
+                down_weight.abs().amax(0),
+                len(down_weight) * (by * hidden.square()).mean(0),
+                divided=False,
+                weight=WEIGHTS,
+            ),
+        ]
+        if not self._wide_down:
+            arrives = columns * float(by.mean())
+            made.append(Quantizer(hidden.abs().amax(0), arrives, divided=True))
+        return made
 
 
 @torch.inference_mode()

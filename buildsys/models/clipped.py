@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 # The share of values that may saturate in a shadow layer, each of which the CPU repairs.
 SATURATED = 0.005
-# The share of its state's energy that no token may lose by clipping at one site.
-MOST = 0.25
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class _Search:
         if kind in ("gate", "up"):
             return self._mlp_input
         columns = self._sites.columns(kind)
-        return weighted_range(x, 8, peak, self._by(kind), columns, most=MOST)
+        return weighted_range(x, 8, peak, self._by(kind), columns, most=self._most(kind))
 
     def _output(self, kind: Kind, method: Method) -> float:
         y, peak = self._sites.output(kind), self._peak(kind, 1)
@@ -150,10 +148,14 @@ class _Search:
             return _plain(method, y, peak)
         if kind in ("gate", "up"):
             return self._gate_up[kind == "up"]
-        return weighted_range(y, 8, peak, self._by(kind), torch.ones(y.shape[1]), most=MOST)
+        ones = torch.ones(y.shape[1])
+        return weighted_range(y, 8, peak, self._by(kind), ones, most=self._most(kind))
 
     def _by(self, kind: Kind) -> Tensor:
         return self._sites.by_mlp if kind == "down" else self._sites.by_attention
+
+    def _most(self, kind: Kind) -> Tensor:
+        return self._sites.most_by_mlp if kind == "down" else self._sites.most_by_attention
 
     @cached_property
     def _gate_up(self) -> tuple[float, float]:
@@ -164,6 +166,7 @@ class _Search:
             (self._peak("gate", 1), self._peak("up", 1)),
             self._sites.by_mlp,
             self._sites.columns("down"),
+            most=self._sites.most_by_mlp,
         )
 
     @cached_property

@@ -1,9 +1,11 @@
-"""Factors for exact rescaling between two linears of a layer, on disk and on each linear.
+"""Factors for rescaling between two linears of a layer, on disk and on each linear.
 
 A safetensors file, float64. By the name of down_proj, [intermediate]: up's row j is divided by
 factor j, down's column j multiplied. By that of o_proj, [kv heads x head_dim]: the same of v
 and o, whose query heads share the factors of their kv head. By that of k_proj, [kv heads x
 head_dim]: k's rows are divided, q's multiplied; both halves of a RoPE pair have one factor.
+These are exact. By the names of gate_proj and of up_proj, [intermediate]: their rows are divided,
+which is close to nothing (`quant.gate_rows`), and only int8 is made that way.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from buildsys.models.errors import ModelError
 from buildsys.models.family import Family, Kind, Linear
 from buildsys.quant.rescale import equal_peaks
 
-PairKind = Literal["up-down", "v-o", "q-k"]
-PAIRS: tuple[PairKind, ...] = ("up-down", "v-o", "q-k")
-# Kind of linear -> by whose name its factors are kept. Rows of q are multiplied, rows of the
-# others divided; columns are multiplied.
-_KEPT_UNDER: Mapping[Kind, Kind] = {
-    "up": "down", "down": "down", "v": "o", "o": "o", "q": "k", "k": "k",
+PairKind = Literal["up-down", "v-o", "q-k", "gate-up"]
+EXACT: tuple[PairKind, ...] = ("up-down", "v-o", "q-k")
+PAIRS: tuple[PairKind, ...] = (*EXACT, "gate-up")
+# By whose names the factors of a pair are kept. Rows of q are multiplied, rows of the others
+# divided; columns are multiplied.
+_KEPT_UNDER: Mapping[PairKind, tuple[Kind, ...]] = {
+    "up-down": ("down",), "v-o": ("o",), "q-k": ("k",), "gate-up": ("gate", "up"),
 }  # fmt: skip
-ROWS_DIVIDED: tuple[Kind, ...] = ("up", "v", "k", "q")
+ROWS_DIVIDED: tuple[Kind, ...] = ("up", "v", "k", "q", "gate")
 _BY_PAIR: Mapping[PairKind, tuple[Kind, Kind]] = {
-    "up-down": ("up", "down"), "v-o": ("v", "o"), "q-k": ("q", "k"),
+    "up-down": ("up", "down"), "v-o": ("v", "o"), "q-k": ("q", "k"), "gate-up": ("gate", "up"),
 }  # fmt: skip
 
 
@@ -73,9 +76,9 @@ class Layer:
         assert queries is not None
         return Heads(queries.blocks, keys.blocks, self.linears["v"].shape[0] // keys.blocks)
 
-    def name_of(self, pair: PairKind) -> str:
-        """Under which name the pair's factors are kept."""
-        return self.linears[_KEPT_UNDER[_BY_PAIR[pair][0]]].name
+    def names_of(self, pair: PairKind) -> list[str]:
+        """Under which names the pair's factors are kept."""
+        return [self.linears[kind].name for kind in _KEPT_UNDER[pair]]
 
     def count(self, pair: PairKind) -> int:
         """How many factors the pair has."""
@@ -111,13 +114,15 @@ def balance_by_weights(
     powers_of_two: bool,
     progress: Callable[[float, float, str], None] = lambda done, total, unit: None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, factors) that make the largest weights on both sides equal, layer by layer."""
+    """(name, factors) that make the largest weights on both sides equal, layer by layer; of
+    EXACT pairs."""
     layers = layers_of(family)
     for done, layer in enumerate(layers):
         progress(done, len(layers), "layers")
         for pair in pairs:
             divided, multiplied = _peaks(layer, pair, tensors)
-            yield layer.name_of(pair), equal_peaks(divided, multiplied, powers_of_two)
+            [name] = layer.names_of(pair)
+            yield name, equal_peaks(divided, multiplied, powers_of_two)
     progress(len(layers), len(layers), "layers")
 
 
@@ -140,13 +145,17 @@ def _peaks(layer: Layer, pair: PairKind, tensors: TensorSource) -> tuple[Tensor,
 def factors_of_linears(rescale: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Factors by the names of a file -> by every linear that they act on, along its own axis.
 
-    Rows of up, v, k and q are divided by theirs, columns of down and o multiplied.
+    Rows of gate, up, v, k and q are divided by theirs, columns of down and o multiplied.
     Raises ModelError for a name that has no factors in this family, or a wrong length.
     """
     factors: dict[str, Tensor] = {}
+
+    def also(name: str, s: Tensor) -> None:
+        factors[name] = factors[name] * s if name in factors else s
+
     known: dict[str, tuple[Layer, PairKind]] = {}
     for layer in layers_of(family) if rescale else []:
-        known |= {layer.name_of(pair): (layer, pair) for pair in PAIRS}
+        known |= {name: (layer, pair) for pair in PAIRS for name in layer.names_of(pair)}
     for name, s in rescale.items():
         found = known.get(name)
         if found is None or s.shape != (found[0].count(found[1]),):
@@ -157,8 +166,11 @@ def factors_of_linears(rescale: Mapping[str, Tensor], family: Family) -> dict[st
             )
         layer, pair = found
         first, second = (layer.linears[kind].name for kind in _BY_PAIR[pair])
-        if pair == "up-down":
-            factors |= {first: s, second: s}
+        if pair == "gate-up":
+            also(name, s)
+        elif pair == "up-down":
+            also(first, s)
+            also(second, s)
         elif pair == "v-o":
             factors |= {first: s, second: layer.heads.spread(s)}
         else:
@@ -175,9 +187,10 @@ def save_rescaling(
 ) -> None:
     """Write the factors as they come: layer by layer, in the order of `pairs`."""
     entries = [
-        TensorEntry(layer.name_of(pair), torch.float64, (layer.count(pair),))
+        TensorEntry(name, torch.float64, (layer.count(pair),))
         for layer in layers_of(family)
         for pair in pairs
+        for name in layer.names_of(pair)
     ]
     writer: OrderedWriter = SafetensorsWriter(path, entries, metadata)
     with writer:
@@ -189,3 +202,9 @@ def load_rescaling(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Names -> factors. Raises FormatError; sizes are checked where they are used."""
     source = SafetensorsSource(path)
     return {name: source.read(name).clone() for name in source.names()}
+
+
+def exact_factors(rescale: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Those that change nothing in real numbers: without what `gate-up` has made."""
+    close = {name for layer in layers_of(family) for name in layer.names_of("gate-up")}
+    return {name: s for name, s in rescale.items() if name not in close}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +30,8 @@ _FINE = 4
 # The search ends where the error is so many times the least: below, all saturates.
 _HOPELESS = 1.5
 _BINS = 2048
+# Numbers that are worked on at a time, so that they stay in the cache.
+_PART = 1 << 16
 
 
 def best_range(peak: float, error: Callable[[float], float]) -> float:
@@ -64,21 +67,35 @@ def weighted_range(
     rows: Tensor,
     columns: Tensor,
     *,
-    most: float = math.inf,
+    most: Tensor | None = None,
 ) -> float:
     """The range of x [n, features] with the least error in what is made of it.
 
     rows [n]: weight of a token, such as 1 / |residual|^2. columns [features]: how much of an
-    error in a feature arrives, such as the squared norm of the next weight's column. most: no
-    token may lose more than this (of what `rows` makes 1): one whose massive activations are cut
-    costs little by itself and ruins all others, which attend to it.
+    error in a feature arrives, such as the squared norm of the next weight's column. most [n]: no
+    token may lose more than this, with its weight, unless it loses as much at the peak: one whose
+    massive activations are cut costs little by itself and ruins all others, which attend to it.
     """
 
-    def error(magnitude: float) -> float:
-        lost = rows * ((fake_quantize(x, magnitude, bits) - x).square_() @ columns)
-        return float(lost.sum()) if float(lost.max()) <= most else math.inf
+    def lost(magnitude: float) -> Tensor:
+        return rows * ((fake_quantize(x, magnitude, bits) - x).square_() @ columns)
 
-    return best_range(peak, error)
+    return best_range(peak, limited(lost, peak, most))
+
+
+def limited(
+    lost: Callable[[float], Tensor], peak: float, most: Tensor | None
+) -> Callable[[float], float]:
+    """What all tokens lose together under a range; infinite where one of them loses more than
+    `most` [n] and more than under the range `peak`. lost: range -> what each token loses [n]."""
+    allowed = None if most is None else torch.maximum(most, lost(peak))
+
+    def total(magnitude: float) -> float:
+        each = lost(magnitude)
+        over = allowed is not None and bool((each > allowed).any())
+        return math.inf if over else float(each.sum())
+
+    return total
 
 
 def repaired_range(
@@ -106,32 +123,57 @@ def repaired(x: Tensor, magnitude: float, bits: int) -> Tensor:
 
 
 def gate_up_ranges(
-    gate: Tensor, up: Tensor, bits: int, peaks: tuple[float, float], rows: Tensor, columns: Tensor
+    gate: Tensor,
+    up: Tensor,
+    bits: int,
+    peaks: tuple[float, float],
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    most: Tensor | None = None,
 ) -> tuple[float, float]:
     """Ranges of gate's and up's outputs [n, intermediate] with the least error in their product.
 
-    silu(gate) * up is what down_proj reads. `rows`, `columns` as in `weighted_range`, with
+    silu(gate) * up is what down_proj reads. `rows`, `columns`, `most` as in `weighted_range`, with
     down_proj's columns. In turns: up's range, gate's, and both once more. What is large and
     negative in gate costs nothing when it saturates, and the search finds that by itself.
     """
-    product = functional.silu(gate) * up
+    product = _Product(gate, up, bits, rows, columns)
 
-    def error(gated: Tensor, other: Tensor) -> float:
-        return float(rows @ ((gated * other).sub_(product).square_() @ columns))
+    def of_up(gate_range: float | None) -> float:
+        lost = partial(product.lost, gate_range)
+        return best_range(peaks[1], limited(lost, peaks[1], most))
 
-    def of_up(magnitude: float) -> float:
-        return error(gated, fake_quantize(up, magnitude, bits))
+    def of_gate(up_range: float) -> float:
+        lost = partial(product.lost, up_range=up_range)
+        return best_range(peaks[0], limited(lost, peaks[0], most))
 
-    def of_gate(magnitude: float) -> float:
-        return error(functional.silu(fake_quantize(gate, magnitude, bits)), seen)
+    up_range = of_up(of_gate(of_up(None)))
+    return of_gate(up_range), up_range
 
-    gated, (gate_range, up_range) = functional.silu(gate), peaks
-    for _ in range(2):
-        up_range = best_range(peaks[1], of_up)
-        seen = fake_quantize(up, up_range, bits)
-        gate_range = best_range(peaks[0], of_gate)
-        gated = functional.silu(fake_quantize(gate, gate_range, bits))
-    return gate_range, up_range
+
+class _Product:
+    """What each token loses in silu(gate) * up under ranges for both; None: gate stays float.
+
+    In parts that stay in the cache: a dozen passes over all rows would be as many reads of
+    memory.
+    """
+
+    def __init__(self, gate: Tensor, up: Tensor, bits: int, rows: Tensor, columns: Tensor) -> None:
+        self._bits, self._rows, self._columns = bits, rows, columns
+        self._parts = []
+        count = max(1, _PART // gate.shape[1])
+        for start in range(0, len(gate), count):
+            g, u = gate[start : start + count], up[start : start + count]
+            self._parts.append((g, u, functional.silu(g).mul_(u)))
+
+    def lost(self, gate_range: float | None, up_range: float) -> Tensor:
+        found = []
+        for g, u, product in self._parts:
+            seen = g if gate_range is None else fake_quantize(g, gate_range, self._bits)
+            made = functional.silu(seen).mul_(fake_quantize(u, up_range, self._bits))
+            found.append(made.sub_(product).square_() @ self._columns)
+        return self._rows * torch.cat(found)
 
 
 def kl_range(x: Tensor, bits: int, peak: float) -> float:

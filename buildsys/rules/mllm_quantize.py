@@ -149,7 +149,7 @@ def _open(step: StepContext) -> TensorSource:
 
     given, folder = step.maybe("checkpoint"), step.maybe("model")
     if given is None:
-        model, rotations, rescale = open_inputs(step)
+        model, rotations, rescale = open_inputs(step, exact=True)
         step.note("rotation", digest_of(step, "rotation"))
         return rotated_tensors(model, rotations, fuse=False, rescale=rescale)
     shapes = describe(read_model_config(folder.path)).shapes if folder is not None else None

@@ -43,21 +43,25 @@ def model_input(*parts: ModelPart) -> InputSpec:
     return InputSpec("The model's folder: config, weights, tokenizer.", MODEL_KINDS, parts=parts)
 
 
-def open_inputs(step: StepContext) -> tuple[Model, Rotations | None, dict[str, Tensor]]:
+def open_inputs(
+    step: StepContext, *, exact: bool = False
+) -> tuple[Model, Rotations | None, dict[str, Tensor]]:
     """The step's model, its rotation and its rescaling factors (empty without them).
 
+    exact: without the factors of `gate-up`, for what is to compute as the model does.
     Raises ModelError or FormatError, naming tensor, matrix or field.
     """
     from buildsys.models.open import open_model
-    from buildsys.models.rescaling import load_rescaling
+    from buildsys.models.rescaling import exact_factors, load_rescaling
     from buildsys.models.rotations import load_rotations
 
     model = open_model(step.one("model").path)
     rotation, rescale = step.maybe("rotation"), step.maybe("rescale")
+    factors = {} if rescale is None else load_rescaling(rescale.path)
     return (
         model,
         None if rotation is None else load_rotations(rotation.path, model.family),
-        {} if rescale is None else load_rescaling(rescale.path),
+        exact_factors(factors, model.family) if exact else factors,
     )
 
 

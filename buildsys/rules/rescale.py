@@ -2,7 +2,8 @@
 
 Exact in real numbers (SwiGLU is linear in up, attention in v, and scores in q and k) and, with
 powers of two, in floating point. It repairs what neither rotation nor fusion reaches: static
-int8 at up, down and o, and one scale for all rows of a weight.
+int8 at up, down and o, and one scale for all rows of a weight. gate-up alone is not exact: it
+trades a small change of a few rows for a smaller range, and is taken up by int8 only.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ def check(step: Step, plan: Plan) -> Iterator[Problem]:
             remedy="Give the text and images that the scales are taken on.",
             option="by",
         )
+    if "gate-up" in step.options.get("pairs", ()) and step.options.get("by") == "weights":
+        yield Problem(
+            "gate-up is chosen by what the two linears write",
+            remedy="Say `by: activations`, with `samples`.",
+            option="pairs",
+        )
 
 
 RULE = Rule(
     name="rescale",
-    doc="Exact rescaling factors: up against down, v against o, q against k.",
+    doc="Rescaling factors: up against down, v against o, q against k, gate against up.",
     inputs={
         "model": model_input("config", "weights", "tokenizer", "processor"),
         "rotation": ROTATION,
@@ -51,12 +58,14 @@ RULE = Rule(
     options={
         "pairs": {
             "type": "array",
-            "items": {"enum": ["up-down", "v-o", "q-k"]},
+            "items": {"enum": ["up-down", "v-o", "q-k", "gate-up"]},
             "uniqueItems": True,
             "minItems": 1,
             "default": ["up-down"],
             "description": "Which linears are balanced against each other: rows of the first are "
-            "divided, columns of the second multiplied (of q-k: rows of k and of q).",
+            "divided, columns of the second multiplied (of q-k: rows of k and of q). gate-up: the "
+            "few rows of gate that reach furthest are divided and those of up multiplied, which is "
+            "close to exact; what computes in float, or in 4-bit weights, leaves it out.",
         },
         "by": {
             "enum": ["weights", "activations"],

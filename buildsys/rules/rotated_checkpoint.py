@@ -63,7 +63,7 @@ def make(step: StepContext) -> None:
     from buildsys.formats.tensors import copy_tensor, entries_of
     from buildsys.models.rotated import rotated_tensors
 
-    model, rotations, rescale = open_inputs(step)
+    model, rotations, rescale = open_inputs(step, exact=True)
     dtype = getattr(torch, step.options["dtype"])
     tensors = rotated_tensors(model, rotations, rescale=rescale, dtype=dtype)
     names = tensors.names()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from buildsys.models.balanced import balance_by_activations
 from buildsys.models.errors import ModelError
 from buildsys.models.open import open_model
 from buildsys.models.rescaling import (
-    PAIRS,
+    EXACT,
     PairKind,
     balance_by_weights,
     check_pairs,
+    exact_factors,
     factors_of_linears,
 )
 from buildsys.models.rotated import rotated_tensors
@@ -26,7 +27,8 @@ from buildsys.models.runtime import load_module, logits
 from tests import tiny_models
 from tests.models.test_profile_layers import pictures, texts
 
-EVERY: tuple[Sequence[PairKind], ...] = (("up-down",), ("v-o",), ("q-k",), PAIRS)
+FIRST_MLP = "model.layers.0.mlp"
+EVERY: tuple[Sequence[PairKind], ...] = (("up-down",), ("v-o",), ("q-k",), EXACT)
 
 
 def rotations_of(folder: Path, tmp_path: Path) -> Rotations:
@@ -37,6 +39,20 @@ def rotations_of(folder: Path, tmp_path: Path) -> Rotations:
         make_rotations(family, method="auto", seed=1, vision=False, construction="layernorm"),
     )
     return load_rotations(path, family)
+
+
+class _Changed:
+    """A source in which one tensor is another."""
+
+    def __init__(self, source: Any, name: str, change: Callable[[torch.Tensor], torch.Tensor]):
+        self._source, self._name, self._change = source, name, change
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._source, attribute)
+
+    def read(self, name: str) -> torch.Tensor:
+        made: torch.Tensor = self._source.read(name)
+        return self._change(made) if name == self._name else made
 
 
 def largest_change(folder: Path, samples: Any, rescale: Any, rotations: Any = None) -> float:
@@ -73,7 +89,7 @@ def test_by_weights_nothing_changes_but_the_weights(
 def test_by_activations_nothing_changes_but_the_weights(qwen2_folder: Path, tmp_path: Path) -> None:
     model = open_model(qwen2_folder)
     factors = balance_by_activations(
-        model, rotated_tensors(model), [texts()], tmp_path, PAIRS,
+        model, rotated_tensors(model), [texts()], tmp_path, EXACT,
         target="mllm-v1-vl", powers_of_two=True,
     )  # fmt: skip
     rescale = dict(factors)
@@ -82,17 +98,46 @@ def test_by_activations_nothing_changes_but_the_weights(qwen2_folder: Path, tmp_
     assert largest_change(qwen2_folder, texts(), rescale) < 1e-6
 
 
+def test_gate_up_divides_rows_of_gate_and_up_and_is_left_out_of_what_is_exact(
+    qwen2_folder: Path, tmp_path: Path
+) -> None:
+    model = open_model(qwen2_folder)
+    tensors = rotated_tensors(model)
+    far = f"{FIRST_MLP}.gate_proj.weight"
+    reaching = _Changed(tensors, far, lambda W: torch.cat([W[:3], 40 * W[3:4], W[4:]]))
+    factors = balance_by_activations(
+        model, reaching, [texts()], tmp_path, ["up-down", "gate-up"],
+        target="mllm-v1-text", powers_of_two=False,
+    )  # fmt: skip
+    rescale = dict(factors)
+    assert len(rescale) == 3 * 2
+    d, c = rescale[f"{FIRST_MLP}.gate_proj"], 1.0 / rescale[f"{FIRST_MLP}.up_proj"]
+    assert float(d[3]) > 1.0
+    assert float(c[3]) > 1.0
+    assert int((d != 1.0).sum()) < len(d) // 4
+    s = rescale[f"{FIRST_MLP}.down_proj"]
+    of_linears = factors_of_linears(rescale, model.family)
+    torch.testing.assert_close(of_linears[f"{FIRST_MLP}.up_proj"], s / c)
+    moved = rotated_tensors(model, rescale=rescale)
+    torch.testing.assert_close(
+        moved.read(far).double(), tensors.read(far).double() / d[:, None], rtol=1e-6, atol=0
+    )
+    exact = exact_factors(rescale, model.family)
+    assert set(exact) == {f"model.layers.{layer}.mlp.down_proj" for layer in range(2)}
+    assert largest_change(qwen2_folder, texts(), exact) < 1e-6
+
+
 def test_multimodal_rope_has_the_same_pairs(qwen2vl_folder: Path) -> None:
     model = open_model(qwen2vl_folder)
     tensors = rotated_tensors(model)
-    rescale = dict(balance_by_weights(model.family, tensors, PAIRS, powers_of_two=False))
+    rescale = dict(balance_by_weights(model.family, tensors, EXACT, powers_of_two=False))
     assert largest_change(qwen2vl_folder, pictures(), rescale) < 1e-6
 
 
 def test_after_balancing_both_sides_have_equal_maxima(qwen2_folder: Path) -> None:
     model = open_model(qwen2_folder)
     rescale = dict(
-        balance_by_weights(model.family, rotated_tensors(model), PAIRS, powers_of_two=False)
+        balance_by_weights(model.family, rotated_tensors(model), EXACT, powers_of_two=False)
     )
     moved = rotated_tensors(model, rescale=rescale)
     prefix = "model.layers.1.self_attn"
@@ -116,4 +161,4 @@ def test_heads_with_norms_of_their_own_take_no_q_k_factors(tmp_path: Path) -> No
     family = open_model(folder).family
     check_pairs(family, ["up-down", "v-o"])
     with pytest.raises(ModelError, match="q_norm"):
-        check_pairs(family, PAIRS)
+        check_pairs(family, EXACT)

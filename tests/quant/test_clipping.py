@@ -107,7 +107,7 @@ def test_a_token_that_others_attend_to_is_not_cut() -> None:
     residual = heavy_tailed(300, 40, seed=8) * 10 + x
     rows, columns, peak = 1.0 / residual.square().sum(1), torch.ones(40), float(x.abs().max())
     free = weighted_range(x, 8, peak, rows, columns)
-    held = weighted_range(x, 8, peak, rows, columns, most=0.25)
+    held = weighted_range(x, 8, peak, rows, columns, most=torch.full((300,), 0.25))
 
     def lost(magnitude: float) -> float:
         return float(rows[0] * (fake_quantize(x[0], magnitude, 8) - x[0]).square().sum())
