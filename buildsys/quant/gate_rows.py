@@ -84,6 +84,7 @@ class _Search:
         self._gate, self._up, self._bits = gate, up, bits
         self._rows, self._columns, self._most = rows, columns, most
         self._reach = gate.amax(0)  # upwards: downwards silu is nothing
+        self._cut: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def at(self, magnitude: float) -> _Choice:
         by_row, lost = self._unchanged(magnitude)
@@ -115,14 +116,21 @@ class _Search:
 
     def _choice(self, row: int, magnitude: float, shrunk: float) -> _Choice:
         """The row divided by 1 / shrunk, and the factor of up's that fits best."""
-        g, u = self._gate[:, row], self._up[:, row]
-        product, c = functional.silu(g) * u, torch.ones(())
+        g, u, product = self._outputs(row)
+        c = torch.ones(())
         if shrunk != 1.0:
             near = functional.silu(g * shrunk) * u
             c = (self._rows @ (near * product)) / (self._rows @ near.square()).clamp(min=1e-30)
         made = functional.silu(fake_quantize(g * shrunk, magnitude, self._bits)) * u * c
         lost = self._rows * made.sub_(product).square_() * self._columns[row]
         return _Choice(torch.tensor(1.0 / shrunk), c, lost)
+
+    def _outputs(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """gate, up and their product of one row, kept side by side: most are asked for again."""
+        if row not in self._cut:
+            g, u = self._gate[:, row].contiguous(), self._up[:, row].contiguous()
+            self._cut[row] = (g, u, functional.silu(g) * u)
+        return self._cut[row]
 
     def _cost(self, choice: _Choice) -> tuple[float, float]:
         """Less is better: first, by how much a token loses too much; then the sum."""
