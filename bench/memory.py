@@ -1,11 +1,12 @@
 """Peak memory and CPU time of the rules at a checkpoint's full size, each in a process of its own.
 
     python bench/synth.py /tmp/vl2b && nice -n 19 python bench/memory.py /tmp/vl2b [--json]
-        [--rules rotation,rotated-checkpoint,... | --gptq] [--samples 4] [--tokens 512]
+        [--rules rotation,rescale,clipped,... | --gptq] [--samples 4] [--tokens 512]
         [--image 448] [--work FOLDER]
 
 The rules run in the order of a recipe on one thread, and each reads what those before it made;
-what is made lies in a temporary folder, each for as long as a later rule reads it. --gptq: weights
+what is made lies in a temporary folder, each for as long as a later rule reads it. `rescale` and
+`clipped` (ranges below the maximum) run only where --rules names them. --gptq: weights
 by GPTQ, with no limit and with the least that a step may reserve (`reserved`). RssAnon
 (`anonymous`: memory that the system cannot take back from a mapped file) is read every 5 ms from
 /proc, its peak is told; `beyond_torch` is that less what a process has after `import torch`. RSS is
@@ -47,6 +48,8 @@ INT8, INT8_GPTQ = ("model", "rotation", "scales"), {"rounding": "gptq"}
 Q4_K = {"type": "Q4_K", "fallback": "Q8_0"}
 Q4_K_GPTQ = {**Q4_K, "calibration": "gptq"}
 CALIBRATED = ("model", "rotation", "samples")
+RELATIVE = {"clipping": "relative"}
+ACTIVATIONS = {"pairs": ["up-down", "v-o", "gate-up"], "by": "activations", "powers_of_two": False}
 STEPS: Mapping[str, Row] = {
     "rotation": Row("rotation", "rotation.bin", ("model",), {"method": "auto"}),
     "rotated-checkpoint": Row(
@@ -56,14 +59,21 @@ STEPS: Mapping[str, Row] = {
     "int8-checkpoint": Row("int8-checkpoint", "int8.pth", INT8, {}),
     "mllm-file": Row("mllm-file", "int8.mllm", ("checkpoint",), {"version": 1}),
     "mllm-quantize": Row("mllm-quantize", "q4_k.mllm", ("model", "rotation"), Q4_K),
+    "rescale": Row("rescale", "rescale.safetensors", CALIBRATED, ACTIVATIONS),
+    "clipped": Row(PROFILED, "clipped.json", (*CALIBRATED, "rescale"), RELATIVE),
     "int8-gptq": Row("int8-checkpoint", "gptq.pth", (*INT8, "samples"), INT8_GPTQ),
     "int8-gptq-limited": Row("int8-checkpoint", "less.pth", (*INT8, "samples"), INT8_GPTQ, True),
     "q4_k-gptq": Row("mllm-quantize", "gptq.mllm", CALIBRATED, Q4_K_GPTQ),
     "q4_k-gptq-limited": Row("mllm-quantize", "less.mllm", CALIBRATED, Q4_K_GPTQ, True),
 }
 GPTQ = tuple(name for name in STEPS if "gptq" in name)
-PLAIN = tuple(name for name in STEPS if name not in GPTQ)
-MADE_BY = {"rotation": "rotation.bin", "scales": "scales.json", "checkpoint": "int8.pth"}
+PLAIN = tuple(name for name in STEPS if name not in (*GPTQ, "rescale", "clipped"))
+MADE_BY = {
+    "rotation": "rotation.bin",
+    "scales": "scales.json",
+    "checkpoint": "int8.pth",
+    "rescale": "rescale.safetensors",
+}
 
 
 def run_rule(name: str, model: Path, work: Path, options: Mapping[str, Any]) -> None:

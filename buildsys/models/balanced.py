@@ -82,15 +82,15 @@ class _Mlp:
                 gate, up, 8, peak, sites.by_mlp, sites.columns("down"), most=sites.most_by_mlp
             )
             self.divided, self.multiplied = found.divided, found.multiplied
-        self._gate, self._up = gate / self.divided, up * self.multiplied
 
     @torch.inference_mode()
     def up_down(self) -> list[Quantizer]:
         """What stands between up's weights and down's: up's output, and down's input at 8 bits."""
-        sites, gate, up = self._sites, functional.silu(self._gate), self._up
-        hidden, columns = gate * up, sites.columns("down")
-        by, x = sites.by_mlp[:, None], sites.input("up")
-        through_gate = columns * (by * gate.square()).mean(0)
+        sites, columns, by = self._sites, self._sites.columns("down"), self._sites.by_mlp
+        gate = functional.silu(sites.output("gate") / self.divided, inplace=True)
+        up, x = sites.output("up") * self.multiplied, sites.input("up")
+        through_gate = columns * (by @ gate.square()) / len(by)
+        hidden = gate.mul_(up)
         energy = float(x.square().sum(-1).mean())
         up_weight = sites.weight("up") * self.multiplied[:, None]
         down_weight = sites.weight("down")
@@ -99,7 +99,7 @@ class _Mlp:
             Quantizer(up_weight.abs().amax(1), through_gate, divided=True, weight=WEIGHTS * energy),
             Quantizer(
                 down_weight.abs().amax(0),
-                len(down_weight) * (by * hidden.square()).mean(0),
+                len(down_weight) * (by @ hidden.square()) / len(by),
                 divided=False,
                 weight=WEIGHTS,
             ),

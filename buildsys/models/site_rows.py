@@ -5,9 +5,8 @@ All sites are seen for the same tokens, so that an error at one can be followed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +22,10 @@ from buildsys.models.profile import linears_in
 # SmolLM2's ranges of up's output made three times the error on other text that those chosen on all
 # make.
 ROWS = 4096
-BYTES = 1 << 28
+BYTES = 192 << 20
 LEAST = 1024
+# Of these linears what they write is kept too; of the others nobody asks for it.
+_WRITTEN: tuple[Kind, ...] = ("o", "gate", "up", "down")
 # The share of its state's energy that no token may lose at one site; and one with massive
 # activations, whose energy is so many times the median. It is one of many in a mean, but all others
 # attend to it: without the limit SmolLM2 loses four times the KL, in one layer's first token.
@@ -33,17 +34,35 @@ MOST_OF_MASSIVE = 0.01
 MASSIVE = 100.0
 
 
-@dataclass
 class SiteRows:
-    """Rows [kept, features]: inputs by a group's first linear, outputs by linear and before the
-    bias, states before and behind the layer. stand_for [kept]: how many tokens each stands for."""
+    """Rows of the same tokens at every site [kept, features], filled in sample by sample.
 
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    before: list[Tensor] = field(default_factory=list)
-    behind: list[Tensor] = field(default_factory=list)
-    chosen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    stand_for: list[Tensor] = field(default_factory=list)
+    Each site's memory is taken once: joining the samples' rows in the end would hold them twice.
+    """
+
+    def __init__(self, lengths: Sequence[int], each: int) -> None:
+        self._kept = sum(min(each, length) for length in lengths)
+        self._made: dict[str, Tensor] = {}
+        self._at = 0
+        self.chosen = torch.zeros(0, dtype=torch.int64)
+
+    def choose(self, chosen: Tensor) -> None:
+        """The tokens of the next sample."""
+        self._at += len(self.chosen)
+        self.chosen = chosen
+
+    def put(self, site: str, values: Tensor) -> None:
+        """What the chosen tokens have there."""
+        if site not in self._made:
+            self._made[site] = torch.empty((self._kept, *values.shape[1:]))
+        self._made[site][self._at : self._at + len(values)] = values
+
+    def take(self, site: str) -> Tensor:
+        """A site's rows, which are no longer kept here."""
+        return self._made.pop(site)
+
+    def sites(self) -> list[str]:
+        return list(self._made)
 
 
 class Sites:
@@ -54,17 +73,18 @@ class Sites:
         self.linears: dict[Kind, Linear] = {}
         for module, linear in linears_in(visit.part, visit.stage.name, visit.layerwise.family):
             self._modules[linear.kind], self.linears[linear.kind] = module, linear
-        self._rows, self._group_of = rows, visit.layerwise.family.group_of
+        self._group_of = visit.layerwise.family.group_of
+        before, behind, stand_for = map(rows.take, ("before", "behind", "stand for"))
+        self._rows = {site: rows.take(site) for site in rows.sites()}
         # The share of first tokens among the rows.
-        self.first = len(rows.before) / sum(map(len, rows.before))
-        attended = torch.cat(rows.before) + self.output("o")
-        stand_for = torch.cat(rows.stand_for)
+        self.first = len(visit.samples) / len(before)
+        attended = before + self.output("o")
         # By how much a row counts, 1 in the mean.
         self.share = stand_for / stand_for.mean()
         # Over what the next norm divides by, behind the attention and behind the MLP; and what a
         # token may lose of it.
         self.by_attention, self.most_by_attention = self._weights(attended)
-        self.by_mlp, self.most_by_mlp = self._weights(torch.cat(rows.behind))
+        self.by_mlp, self.most_by_mlp = self._weights(behind)
 
     def _weights(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """(share over energy, the most that may be lost of it) of each row, by its state."""
@@ -75,11 +95,11 @@ class Sites:
 
     def input(self, kind: Kind) -> Tensor:
         """What a linear reads."""
-        return torch.cat(self._rows.inputs[self._group_of[self.linears[kind].name][0]])
+        return self._rows[f"into {self._group_of[self.linears[kind].name][0]}"]
 
     def output(self, kind: Kind) -> Tensor:
-        """What a linear writes, before its bias."""
-        return torch.cat(self._rows.outputs[self.linears[kind].name])
+        """What o, gate, up or down writes, before its bias."""
+        return self._rows[f"out of {self.linears[kind].name}"]
 
     def weight(self, kind: Kind) -> Tensor:
         """Of one linear [out, in], float32 on the CPU, wherever the layer runs."""
@@ -100,7 +120,8 @@ def _count(visit: LayerVisit) -> int:
     family = visit.layerwise.family
     linears = [linear for _, linear in linears_in(visit.part, visit.stage.name, family)]
     row = sum(
-        linear.shape[0] + linear.shape[1] * (linear.name == family.group_of[linear.name][0])
+        linear.shape[0] * (linear.kind in _WRITTEN)
+        + linear.shape[1] * (linear.name == family.group_of[linear.name][0])
         for linear in linears
     )
     return max(LEAST, min(ROWS, BYTES // (4 * row)))
@@ -110,18 +131,19 @@ def _count(visit: LayerVisit) -> int:
 def _rows(visit: LayerVisit, each: int) -> SiteRows:
     """`each` tokens of every sample: the first, which many models keep their massive activations
     in, and others at random (seeded)."""
-    rows = SiteRows()
+    rows = SiteRows([length for length, _ in visit.states.shapes], each)
     generator = torch.Generator().manual_seed(visit.stage.index)
     with _watched(visit, rows):
         for number, state in enumerate(visit.states):
             others = torch.randperm(len(state) - 1, generator=generator)[: each - 1] + 1
-            rows.chosen = torch.cat([torch.zeros(1, dtype=torch.int64), others])
+            rows.choose(torch.cat([torch.zeros(1, dtype=torch.int64), others]))
+            # How many tokens each of them stands for.
             weights = torch.full((len(rows.chosen),), (len(state) - 1) / max(1, len(others)))
             weights[0] = 1.0
-            rows.stand_for.append(weights)
-            rows.before.append(state[rows.chosen])
+            rows.put("stand for", weights)
+            rows.put("before", state[rows.chosen])
             behind = visit.layerwise.run(visit.stage, visit.samples[number], state)
-            rows.behind.append(behind[rows.chosen])
+            rows.put("behind", behind[rows.chosen])
     return rows
 
 
@@ -129,19 +151,22 @@ def _rows(visit: LayerVisit, each: int) -> SiteRows:
 def _watched(visit: LayerVisit, rows: SiteRows) -> Iterator[None]:
     family = visit.layerwise.family
 
-    def hook(name: str) -> Callable[[Any, Any, Any], None]:
+    def hook(linear: Linear) -> Callable[[Any, Any, Any], None]:
+        name = linear.name
+
         def see(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = inputs[0].flatten(0, -2), output.flatten(0, -2)
             chosen = rows.chosen.to(x.device)
             if name == family.group_of[name][0]:
-                rows.inputs.setdefault(name, []).append(back(x[chosen]))
-            y = back(y[chosen]) if module.bias is None else back(y[chosen]) - back(module.bias)
-            rows.outputs.setdefault(name, []).append(y)
+                rows.put(f"into {name}", back(x[chosen]))
+            if linear.kind in _WRITTEN:
+                y = back(y[chosen]) if module.bias is None else back(y[chosen]) - back(module.bias)
+                rows.put(f"out of {name}", y)
 
         return see
 
     linears = linears_in(visit.part, visit.stage.name, family)
-    handles = [child.register_forward_hook(hook(linear.name)) for child, linear in linears]
+    handles = [child.register_forward_hook(hook(linear)) for child, linear in linears]
     try:
         yield
     finally:
