@@ -31,8 +31,8 @@ BOTH = ("up-down", "v-o")
 ALL = (*BOTH, "gate-up")
 STEPS = 16  # of learning, at the rate RATE; on windows half as long as the others
 RATE = 0.03
-FEW = Row(pairs=BOTH, clipping="relative", rounding="gptq", weights="search")
-BEST = replace(FEW, pairs=ALL, more=32)
+FEW = Row(pairs=ALL, clipping="relative", rounding="gptq", weights="search")
+BEST = replace(FEW, more=32)
 ROWS: dict[str, Row] = {
     "no rotation, absmax": Row(turned=False),
     "absmax": Row(),
@@ -50,13 +50,15 @@ ROWS: dict[str, Row] = {
     "gptq, up-down, v-o": Row(pairs=BOTH, rounding="gptq"),
     "gptq, mse, up-down, v-o": Row(pairs=BOTH, clipping="mse", rounding="gptq"),
     "relative, up-down, v-o": Row(pairs=BOTH, clipping="relative"),
+    "relative, up-down, v-o, gate-up": Row(pairs=ALL, clipping="relative"),
+    "all but gate-up": replace(BEST, pairs=BOTH),
     "all, 8 windows, scales at the maximum": replace(FEW, weights="absmax"),
     "all, 8 windows for GPTQ": FEW,
     "all, 16 windows for GPTQ": replace(FEW, more=16),
     "all": BEST,
     "all, best of 4 rotations": replace(BEST, seeds=4),
     "all, learned": replace(BEST, learned=STEPS, learn_weights=False),
-    "all and q-k": replace(BEST, pairs=(*BOTH, "q-k")),
+    "all and q-k": replace(BEST, pairs=(*ALL, "q-k")),
     "vl absmax": Row(target="mllm-v1-vl"),
     "vl relative": Row(clipping="relative", target="mllm-v1-vl"),
     "vl all": replace(BEST, target="mllm-v1-vl"),
