@@ -19,6 +19,7 @@ from buildsys.models.layer_walk import walk_layers
 from buildsys.models.rescaling import Layer, PairKind, balance_by_weights, layers_of
 from buildsys.models.site_rows import Sites, sites_of
 from buildsys.quant.balance import Quantizer, balanced_factors
+from buildsys.quant.clipping import parts
 from buildsys.quant.gate_rows import shrink_gate
 from buildsys.quant.profiles import Profile, profile
 
@@ -77,7 +78,7 @@ class _Mlp:
         gate, up = sites.output("gate"), sites.output("up")
         self.divided = self.multiplied = torch.ones(up.shape[1])
         if shrink and contract.width(layer.linears["gate"].name) == 8:
-            peak = float(gate.abs().max())
+            peak = float(_largest(gate, 0).max())
             found = shrink_gate(
                 gate, up, 8, peak, sites.by_mlp, sites.columns("down"), most=sites.most_by_mlp
             )
@@ -87,27 +88,40 @@ class _Mlp:
     def up_down(self) -> list[Quantizer]:
         """What stands between up's weights and down's: up's output, and down's input at 8 bits."""
         sites, columns, by = self._sites, self._sites.columns("down"), self._sites.by_mlp
-        gate = functional.silu(sites.output("gate") / self.divided, inplace=True)
-        up, x = sites.output("up") * self.multiplied, sites.input("up")
-        through_gate = columns * (by @ gate.square()) / len(by)
-        hidden = gate.mul_(up)
-        energy = float(x.square().sum(-1).mean())
-        up_weight = sites.weight("up") * self.multiplied[:, None]
+        gated, through, reach = torch.zeros((3, len(columns)))
+        hidden_reach = torch.zeros(len(columns))
+        at = 0
+        for g, u in zip(parts(sites.output("gate")), parts(sites.output("up")), strict=True):
+            rows, at = by[at : at + len(g)], at + len(g)
+            gate, up = functional.silu(g / self.divided), u * self.multiplied
+            gated += rows @ gate.square()
+            reach = torch.maximum(reach, up.abs().amax(0))
+            hidden = gate.mul_(up)
+            hidden_reach = torch.maximum(hidden_reach, hidden.abs().amax(0))
+            through += rows @ hidden.square_()
+        energy = float(sites.input("up").square().sum(-1).mean())
+        through_gate = columns * gated / len(by)
+        up_weight = _largest(sites.weight("up"), 1) * self.multiplied.abs()
         down_weight = sites.weight("down")
         made = [
-            Quantizer(up.abs().amax(0), through_gate, divided=True),
-            Quantizer(up_weight.abs().amax(1), through_gate, divided=True, weight=WEIGHTS * energy),
+            Quantizer(reach, through_gate, divided=True),
+            Quantizer(up_weight, through_gate, divided=True, weight=WEIGHTS * energy),
             Quantizer(
-                down_weight.abs().amax(0),
-                len(down_weight) * (by @ hidden.square()) / len(by),
+                _largest(down_weight, 0),
+                len(down_weight) * through / len(by),
                 divided=False,
                 weight=WEIGHTS,
             ),
         ]
         if not self._wide_down:
             arrives = columns * float(by.mean())
-            made.append(Quantizer(hidden.abs().amax(0), arrives, divided=True))
+            made.append(Quantizer(hidden_reach, arrives, divided=True))
         return made
+
+
+def _largest(W: Tensor, axis: int) -> Tensor:
+    """The largest magnitude along an axis, without a copy of W."""
+    return torch.maximum(W.amax(axis), -W.amin(axis))
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from buildsys.quant.clipping import (
     gate_up_ranges,
     kl_range,
     mse_range,
+    parts,
     repaired,
     repaired_range,
     weighted_range,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 # The share of values that may saturate in a shadow layer, each of which the CPU repairs.
 SATURATED = 0.005
+# Tokens that are worked on at a time, where weights are multiplied.
+_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,11 @@ class _Search:
         share = SATURATED + sites.first  # the first tokens are kept more often than they come
         before = repaired_range(x, 8, self._peak("down", 0), by, columns, share)
         behind = repaired_range(y, 8, self._peak("down", 1), by, ones, share)
-        lost = by @ ((fake_quantize(x, clipped.input, 8) - x).square() @ columns)
-        lost = lost + by @ ((fake_quantize(y, clipped.output, 8) - y).square() @ ones)
-        left = by @ ((repaired(x, before, 8) - x).square() @ columns)
-        left = left + by @ ((repaired(y, behind, 8) - y).square() @ ones)
-        return Shadow(before, behind, float(lost - left) / len(by))
+        lost = _lost(x, lambda part: fake_quantize(part, clipped.input, 8), by, columns)
+        lost += _lost(y, lambda part: fake_quantize(part, clipped.output, 8), by, ones)
+        left = _lost(x, lambda part: repaired(part, before, 8), by, columns)
+        left += _lost(y, lambda part: repaired(part, behind, 8), by, ones)
+        return Shadow(before, behind, (lost - left) / len(by))
 
     def _peak(self, kind: Kind, side: int) -> float:
         return self._peaks[self._sites.linears[kind].name][side]
@@ -174,16 +177,27 @@ class _Search:
         """One range for what gate and up read, by the error in their product, to first order."""
         sites = self._sites
         x, gate, up = sites.input("gate"), sites.output("gate"), sites.output("up")
-        sigmoid = torch.sigmoid(gate)
-        by_gate, by_up = sigmoid * (1 + gate * (1 - sigmoid)) * up, functional.silu(gate)
+        by_gate, by_up = sites.weight("gate").T, sites.weight("up").T
+        columns = sites.columns("down")
 
         def error(magnitude: float) -> float:
-            lost = fake_quantize(x, magnitude, 8) - x
-            change = (lost @ sites.weight("gate").T) * by_gate
-            change += (lost @ sites.weight("up").T) * by_up
-            return float(sites.by_mlp @ (change.square_() @ sites.columns("down")))
+            total = 0.0
+            for start in range(0, len(x), _TOKENS):
+                part = slice(start, start + _TOKENS)
+                lost = fake_quantize(x[part], magnitude, 8).sub_(x[part])
+                sigmoid = torch.sigmoid(gate[part])
+                slope = (1 - sigmoid).mul_(gate[part]).add_(1).mul_(sigmoid).mul_(up[part])
+                change = (lost @ by_gate).mul_(slope)
+                change += (lost @ by_up).mul_(functional.silu(gate[part]))
+                total += float(sites.by_mlp[part] @ (change.square_() @ columns))
+            return total
 
         return best_range(self._peak("gate", 0), error)
+
+
+def _lost(x: Tensor, seen: Callable[[Tensor], Tensor], rows: Tensor, columns: Tensor) -> float:
+    """What is lost in x [n, features] by a quantizer, with the weights of `weighted_range`."""
+    return float(rows @ torch.cat([seen(p).sub_(p).square_() @ columns for p in parts(x)]))
 
 
 def _plain(method: Method, x: Tensor, peak: float) -> float:

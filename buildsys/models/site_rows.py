@@ -16,6 +16,7 @@ from buildsys.models.computing import back
 from buildsys.models.family import Kind, Linear
 from buildsys.models.layer_walk import LayerVisit
 from buildsys.models.profile import linears_in
+from buildsys.quant.clipping import parts
 
 # Tokens whose rows are kept of a layer: the first number, as long as they stay below so many
 # bytes, and the second at least. What a range cuts is rare: chosen on 1,024 of 4,096 tokens,
@@ -107,7 +108,12 @@ class Sites:
 
     def columns(self, kind: Kind) -> Tensor:
         """The squared norm of every column: how much of an error in an input arrives."""
-        return self.weight(kind).square().sum(0)
+        return sum_over(self.weight(kind), lambda part: part.square().sum(0))
+
+
+def sum_over(x: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of what `each` makes of runs of rows of x: a whole x beside it would be large."""
+    return torch.stack([each(part) for part in parts(x)]).sum(0)
 
 
 def sites_of(visit: LayerVisit) -> Sites:

@@ -11,7 +11,7 @@ for all others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -32,6 +32,12 @@ _HOPELESS = 1.5
 _BINS = 2048
 # Numbers that are worked on at a time, so that they stay in the cache.
 _PART = 1 << 16
+
+
+def parts(x: Tensor) -> Iterator[Tensor]:
+    """Runs of rows of x [n, features] that stay in the cache, and need little beside it."""
+    count = max(1, _PART // x.shape[1])
+    return (x[start : start + count] for start in range(0, len(x), count))
 
 
 def best_range(peak: float, error: Callable[[float], float]) -> float:
@@ -78,7 +84,8 @@ def weighted_range(
     """
 
     def lost(magnitude: float) -> Tensor:
-        return rows * ((fake_quantize(x, magnitude, bits) - x).square_() @ columns)
+        made = [fake_quantize(p, magnitude, bits).sub_(p).square_() @ columns for p in parts(x)]
+        return rows * torch.cat(made)
 
     return best_range(peak, limited(lost, peak, most))
 
@@ -110,7 +117,8 @@ def repaired_range(
     def error(magnitude: float) -> float:
         if magnitude < least:
             return math.inf
-        return float(rows @ (repaired(x, magnitude, bits).sub_(x).square_() @ columns))
+        made = [repaired(p, magnitude, bits).sub_(p).square_() @ columns for p in parts(x)]
+        return float(rows @ torch.cat(made))
 
     return best_range(peak, error)
 
@@ -153,19 +161,13 @@ def gate_up_ranges(
 
 
 class _Product:
-    """What each token loses in silu(gate) * up under ranges for both; None: gate stays float.
-
-    In parts that stay in the cache: a dozen passes over all rows would be as many reads of
-    memory.
-    """
+    """What each token loses in silu(gate) * up under ranges for both; None: gate stays float."""
 
     def __init__(self, gate: Tensor, up: Tensor, bits: int, rows: Tensor, columns: Tensor) -> None:
         self._bits, self._rows, self._columns = bits, rows, columns
-        self._parts = []
-        count = max(1, _PART // gate.shape[1])
-        for start in range(0, len(gate), count):
-            g, u = gate[start : start + count], up[start : start + count]
-            self._parts.append((g, u, functional.silu(g).mul_(u)))
+        self._parts = [
+            (g, u, functional.silu(g).mul_(u)) for g, u in zip(parts(gate), parts(up), strict=True)
+        ]
 
     def lost(self, gate_range: float | None, up_range: float) -> Tensor:
         found = []

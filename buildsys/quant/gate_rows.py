@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from buildsys.quant.clipping import best_range, limited
+from buildsys.quant.clipping import best_range, limited, parts
 from buildsys.quant.profiles import fake_quantize
 
 # 1 / d that are tried.
 _SHRUNK = (0.84, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12)
 # At most this share of the rows is changed: where more would saturate, the range is too small.
 _SHARE = 0.125
-# Numbers that are worked on at a time, so that they stay in the cache.
-_PART = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -101,14 +99,14 @@ class _Search:
     def _unchanged(self, magnitude: float) -> tuple[Tensor, Tensor]:
         """What is lost by row [n] and by token, where no row is divided."""
         by_row, by_token = torch.zeros_like(self._columns), []
-        count = max(1, _PART // self._gate.shape[1])
-        for start in range(0, len(self._gate), count):
-            part = slice(start, start + count)
-            g, by = self._gate[part], self._rows[part]
+        at = 0
+        for g, u in zip(parts(self._gate), parts(self._up), strict=True):
+            by = self._rows[at : at + len(g)]
             seen = functional.silu(fake_quantize(g, magnitude, self._bits))
-            lost = seen.sub_(functional.silu(g)).mul_(self._up[part]).square_()
+            lost = seen.sub_(functional.silu(g)).mul_(u).square_()
             by_row += by @ lost
             by_token.append(by * (lost @ self._columns))
+            at += len(g)
         return by_row * self._columns, torch.cat(by_token)
 
     def _shrunk(self, row: int, magnitude: float) -> Iterator[_Choice]:
