@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from buildsys.quant.clipping import best_range, limited, parts
+from buildsys.quant.errors import QuantError
 from buildsys.quant.profiles import fake_quantize
 
 # 1 / d that are tried.
@@ -50,7 +51,10 @@ def shrink_gate(
 
     gate, up [tokens, n]: outputs; peak: the largest magnitude in gate of all tokens. rows
     [tokens], columns [n], most [tokens]: weights and limits, as in `clipping.weighted_range`.
+    Raises QuantError where an output is not finite.
     """
+    if not all(bool(torch.isfinite(t.sum())) for t in (gate, up, rows)):
+        raise QuantError("gate-up: activations are not finite; check the checkpoint")
     search = _Search(gate, up, bits, rows, columns, most)
     magnitude = best_range(peak, limited(lambda r: search.at(r).lost, peak, most))
     found = search.at(magnitude)

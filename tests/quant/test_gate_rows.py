@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from buildsys.quant.errors import QuantError
 from buildsys.quant.gate_rows import shrink_gate
 from buildsys.quant.profiles import fake_quantize
 
@@ -48,3 +50,24 @@ def test_where_no_row_reaches_far_nothing_is_divided() -> None:
     assert error(gate, up, found.divided, found.multiplied, found.range) <= error(
         gate, up, ones, ones, found.range
     )
+
+
+def test_a_token_that_may_lose_little_keeps_its_range_or_has_its_row_divided_further() -> None:
+    """One token reaches ten times as far as all others, as massive activations do."""
+    gate, up = outputs(0, 0.0)
+    gate[0, FAR] = 60.0
+    ones, rows = torch.ones(WIDTH), torch.ones(len(gate))
+    most = torch.full_like(rows, 1e-3 * float((functional.silu(gate[0]) * up[0]).square().sum()))
+    found = shrink_gate(gate, up, 8, 60.0, rows, ones, most=most)
+    seen = functional.silu(fake_quantize(gate / found.divided, found.range, 8)) * up
+    lost = (seen * found.multiplied - functional.silu(gate) * up).square().sum(1)
+    assert float(lost[0]) <= float(most[0])
+    free = shrink_gate(gate, up, 8, 60.0, rows, ones)
+    assert free.range < found.range or float(free.divided[FAR]) != float(found.divided[FAR])
+
+
+def test_activations_that_are_not_finite_are_refused() -> None:
+    gate, up = outputs(0, 40.0)
+    gate[3, 2] = torch.inf
+    with pytest.raises(QuantError, match="not finite"):
+        shrink_gate(gate, up, 8, 40.0, torch.ones(len(gate)), torch.ones(WIDTH))
