@@ -57,7 +57,7 @@ BLOCKS: Mapping[str, BlockType] = MappingProxyType(
                 18,
                 legacy_blocks.quantize_q4_0,
                 legacy_blocks.dequantize_q4_0,
-                "buildsys.quant.legacy_lanes:quantize_q4_0",
+                "buildsys.quant.legacy_compiled:quantize_q4_0",
             ),
             BlockType(
                 "Q8_0",
@@ -65,7 +65,7 @@ BLOCKS: Mapping[str, BlockType] = MappingProxyType(
                 34,
                 legacy_blocks.quantize_q8_0,
                 legacy_blocks.dequantize_q8_0,
-                "buildsys.quant.legacy_lanes:quantize_q8_0",
+                "buildsys.quant.legacy_compiled:quantize_q8_0",
             ),
             BlockType(
                 "Q2_K",
