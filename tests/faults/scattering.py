@@ -11,6 +11,8 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+from buildsys.store.garbage import ABANDONED, collect
+from buildsys.store.local import Store
 from tests.engine.dask.crew import Crew, Running
 from tests.faults.killing import DEADLINE, command_line, wait
 from tests.faults.project import LONGEST
@@ -111,7 +113,10 @@ def nothing_runs(company: Company) -> None:
 
 
 def nothing_lies_around(company: Company) -> None:
-    """In the store, where workers have their folders: a killed one's goes when the next comes."""
+    """In the store, where workers have their folders: a killed one's goes when the next comes.
+    What it was writing into the store at that instant goes with the garbage, a day later."""
+    tomorrow = time.time() + ABANDONED + 1.0
+    collect(Store(str(company.crew.store)), lambda folder: set(), None, None, tomorrow)
     places = [*(company.crew.store / "tmp").iterdir()]
     folders = [*(company.crew.store / "workers").iterdir()]
     for folder in folders:
