@@ -112,12 +112,18 @@ def nothing_runs(company: Company) -> None:
     expect(late < GONE, f"steps of a dead build ran for {late:.1f} s")
 
 
-def nothing_lies_around(company: Company) -> None:
+def nothing_lies_around(company: Company, killed: float) -> None:
     """In the store, where workers have their folders: a killed one's goes when the next comes.
-    What it was writing into the store at that instant goes with the garbage, a day later."""
+
+    killed: when, as `time.time()`. What a process was writing into the store in that instant may
+    lie there until the garbage is collected, a day later; what was written behind it may not lie
+    there at all: since then only those write who live.
+    """
+    temporary = company.crew.store / "tmp"
+    places = [each for each in temporary.iterdir() if each.stat().st_mtime > killed]
     tomorrow = time.time() + ABANDONED + 1.0
     collect(Store(str(company.crew.store)), lambda folder: set(), None, None, tomorrow)
-    places = [*(company.crew.store / "tmp").iterdir()]
+    places += temporary.iterdir()
     folders = [*(company.crew.store / "workers").iterdir()]
     for folder in folders:
         places += [each for each in folder.iterdir() if each.name.startswith("qbuild-")]
@@ -138,11 +144,12 @@ def sigkill_of_a_dask_worker_in_the_middle_of_a_step(world: World, chance: rando
         in_the_middle(process, company, chance)
         busy = [each for each in company.workers if steps_of(each)]
         chance.choice(busy or company.workers).kill()
+        killed = time.time()
         done = world.ended(process)
     expect(done.code == 0, f"exit code {done.code}: {done.out}{done.err}")
     world.recover()
     company.gather()  # whoever comes clears away what the dead one left
-    nothing_lies_around(company)
+    nothing_lies_around(company, killed)
 
 
 @fault(rounds=20)
@@ -156,11 +163,13 @@ def sigkill_of_qbuild_while_dask_workers_run_its_steps(world: World, chance: ran
         else:
             wait(process, chance.uniform(0.0, 1.5))
         process.kill()
+        process.wait()
+        killed = time.time()
     nothing_runs(company)
     if (world.build / ".qbuild").exists():
         world.nothing_half()
     world.recover()
-    nothing_lies_around(company)
+    nothing_lies_around(company, killed)
 
 
 @fault(rounds=10)
