@@ -79,7 +79,7 @@ class GGUFSource:
             return torch.from_numpy(np.array(data))
         try:
             values = quants.dequantize(np.ascontiguousarray(data), self._find(name).tensor_type)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what gguf raises for a type that it cannot read
             raise FormatError(
                 f"the package gguf cannot dequantize {self.stored_type(name)}",
                 file=self.path,

@@ -43,7 +43,7 @@ _DAMAGED = (
     ValueError,
     TypeError,
     AttributeError,
-    NotImplementedError,
+    NotImplementedError,  # a zip whose compression zipfile does not know
     OverflowError,
 )
 
